@@ -1,0 +1,30 @@
+// What the compiler offers: the only reader of compiler macros.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <moe/core/version.hpp>
+
+#if defined(__CUDACC__)
+#define MOE_HOST_DEVICE __host__ __device__
+#else
+#define MOE_HOST_DEVICE
+#endif
+
+// The library tells NaN and infinities apart: -inf is "not a candidate", NaN is counted.
+#if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
+#error "moe: -ffast-math / -ffinite-math-only remove the NaN and infinity tests this library needs; \
+compile with -fno-finite-math-only"
+#endif
+
+// Inline bodies depend on the instruction set, so its name is part of every symbol: translation
+// units built with different -m flags link safely, and handing a type of one to a function of the
+// other is a link error instead of an illegal instruction.
+#if defined(__AVX512F__)
+#define MOE_ABI abi_avx512
+#elif defined(__AVX2__) && defined(__FMA__)
+#define MOE_ABI abi_avx2
+#elif defined(__AVX__)
+#define MOE_ABI abi_avx
+#else
+#define MOE_ABI abi_base
+#endif
