@@ -6,8 +6,11 @@
 
 #if defined(__CUDACC__)
 #define MOE_HOST_DEVICE __host__ __device__
+// Before a host-device function that calls a host-only one, for types that live on the host.
+#define MOE_NO_EXEC_CHECK _Pragma("nv_exec_check_disable")
 #else
 #define MOE_HOST_DEVICE
+#define MOE_NO_EXEC_CHECK
 #endif
 
 // The library tells NaN and infinities apart: -inf is "not a candidate", NaN is counted.

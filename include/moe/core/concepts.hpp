@@ -1,0 +1,168 @@
+// Every public concept: the library on one page.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include <moe/core/config.hpp>
+#include <moe/core/types.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// Storage whose elements lie one after another: what a view can be made from.
+///
+/// Syntax.    `s.data()` converts to `T*`; `s.size()` is an integer.
+/// Semantics. [data, data + size) are live elements as long as the storage is.
+/// Cost.      O(1).
+/// Models.    std::vector, std::array, std::span; a tensor class with data() and size().
+template <class S, class T>
+concept contiguous_storage = requires(S& s) {
+  { s.data() } -> std::convertible_to<T*>;
+  { s.size() } -> std::convertible_to<std::size_t>;
+};
+
+/// A team of threads that runs one task at a time on all its members.
+///
+/// Syntax.    `t.size()`; `t.run(task, context)` with `void task(void* context, int member)`.
+/// Semantics. Calls task once for every member in [0, size), concurrently, and returns after the
+///            last has returned. An exception of a member is rethrown by run, one of them if many.
+///            Everything written before run is seen by the members, and theirs after it.
+/// Cost.      Creates no thread and allocates nothing.
+/// Models.    `thread_team`, `openmp_team`.
+template <class T>
+concept worker_team = requires(T& t, void (*task)(void*, int), void* context) {
+  { t.size() } -> std::convertible_to<int>;
+  t.run(task, context);
+};
+
+namespace detail {
+
+/// Stands for any elementwise function that a row is asked to apply: f(e, s) or f(e, s, other).
+template <class V>
+struct any_map {
+  MOE_HOST_DEVICE V operator()(int, V s) const { return s; }
+  MOE_HOST_DEVICE V operator()(int, V s, V) const { return s; }
+};
+
+}  // namespace detail
+
+/// One token's E scores, touched by bulk operations only: no lane ids, no barriers, so that the same
+/// policy runs on a plain array, on the registers of a warp, or on a whole block.
+///
+/// Syntax.    Below; `f` is a callable `V f(int e, V s)`, `g` a callable `V g(int e, V s, V o)`.
+/// Semantics. A score of -inf is "not a candidate". r.transform(f): s[e] = f(e, s[e]);
+///            r.transform(o, g): s[e] = g(e, s[e], o[e]). max(a, b) is over [a, b), -inf if empty.
+///            sum(f) adds f(e, s[e]) over all e in an order that is fixed by E alone; the same for
+///            sum(o, g). at(e) reads, add(e, v) adds to one element. copy() is an independent row.
+///            pop_max(a, b) gives the best candidate of [a, b), ties to the lower id, and makes its
+///            score -inf; expert = -1 if there is none.
+/// Cost.      O(E), O(b - a) or O(1); no allocation.
+/// Models.    `array_row<float>`, `array_row<double>`.
+template <class R>
+concept score_row = requires(R& r, R const& c, detail::any_map<typename R::value_type> f,
+                             typename R::value_type v, int e) {
+  requires std::floating_point<typename R::value_type>;
+  { c.size() } -> std::same_as<int>;
+  { r.transform(f) } -> std::same_as<void>;
+  { r.transform(c, f) } -> std::same_as<void>;
+  { c.max(e, e) } -> std::same_as<typename R::value_type>;
+  { c.sum(f) } -> std::same_as<typename R::value_type>;
+  { c.sum(c, f) } -> std::same_as<typename R::value_type>;
+  { c.at(e) } -> std::same_as<typename R::value_type>;
+  { r.add(e, v) } -> std::same_as<void>;
+  { c.copy() } -> std::same_as<R>;
+  { r.pop_max(e, e) } -> std::same_as<choice<typename R::value_type>>;
+};
+
+/// A score policy turns one token's logits into scores, in place.
+///
+/// Syntax.    `p(row, token)`; `p.backward(scores, grad, token)`.
+/// Semantics. Finite logits give finite scores, and -inf stays -inf: a row keeps its candidates.
+///            backward turns grad from d/dscores into d/dlogits, given the scores that the forward
+///            made; a score of -inf has gradient 0.
+/// Cost.      O(E); no allocation beyond P::copies row copies (0 if not declared).
+/// Models.    `softmax`, `sigmoid`, `identity`.
+template <class P, class R>
+concept score_policy = score_row<R> && std::copyable<P> &&
+    requires(P const& p, R& row, R const& scores, token const& t) {
+  { p(row, t) } -> std::same_as<void>;
+  { p.backward(scores, row, t) } -> std::same_as<void>;
+};
+
+/// A select policy picks up to k experts of a row of keys, best first.
+///
+/// Syntax.    `P::max_k`, `p.k()`; `p(keys, choices, token)`.
+/// Semantics. 1 <= k() <= max_k. Sets choices.k = k() and each choices.expert[j], j < k: an id in
+///            [0, E), all different, or -1 where no live candidate was left, and these come last.
+///            Keys may be destroyed. An expert whose key is -inf is never chosen. No gradient flows.
+/// Cost.      O(E k); no allocation beyond P::copies row copies (0 if not declared).
+/// Models.    `top_k`, `visible`, `gumbel`, `replayed`.
+template <class P, class R>
+concept select_policy = score_row<R> && std::copyable<P> && (P::max_k >= 1) &&
+    (P::max_k <= max_choices) &&
+    requires(P const& p, R& keys, choices<P::max_k, typename R::value_type>& c, token const& t) {
+  { p.k() } -> std::same_as<int>;
+  { p(keys, c, t) } -> std::same_as<void>;
+};
+
+/// A weigh policy gives the chosen experts their weights.
+///
+/// Syntax.    `p(scores, choices)`; `p.backward(scores, choices, dchoices, dscores)`.
+/// Semantics. Sets choices.weight[j] for j < k; 0 where expert[j] < 0. backward adds d/dscores into
+///            dscores, given the choices that the forward made and dchoices.weight = d/dweight.
+/// Cost.      O(k); no allocation.
+/// Models.    `as_scored`, `renormalised`, `softmax_of_selected`, `scaled`.
+template <class P, class R, int MaxK>
+concept weigh_policy = score_row<R> && std::copyable<P> &&
+    requires(P const& p, R const& scores, R& dscores, choices<MaxK, typename R::value_type>& c,
+             choices<MaxK, typename R::value_type> const& dc) {
+  { p(scores, c) } -> std::same_as<void>;
+  { p.backward(scores, dc, dc, dscores) } -> std::same_as<void>;
+};
+
+/// A token-choice gate: a small copyable value that sends one token to at most k of E experts.
+///
+/// Syntax.    `G::max_k`, `g.k()`; `g(row, choices, token)`; `g.backward(scores, c, dc, dscores, token)`.
+/// Semantics. g turns the row of logits into scores in place and fills choices as a select and a
+///            weigh policy do. backward is given those scores, the choices, d/dweight in dc.weight
+///            and in dscores the gradient that reaches the scores directly (from a loss; else 0),
+///            and leaves d/dlogits in dscores.
+/// Cost.      O(E k); G::copies row copies at the same time (at most 2 if not declared).
+/// Models.    `gate<Score, Select, Weigh>`.
+template <class G, class R>
+concept token_gate = score_row<R> && std::copyable<G> && (G::max_k >= 1) &&
+    (G::max_k <= max_choices) &&
+    requires(G const& g, R& row, R const& scores, choices<G::max_k, typename R::value_type>& c,
+             choices<G::max_k, typename R::value_type> const& dc, token const& t) {
+  { g.k() } -> std::same_as<int>;
+  { g(row, c, t) } -> std::same_as<void>;
+  { g.backward(scores, dc, dc, row, t) } -> std::same_as<void>;
+};
+
+/// A source of noise: a number for each (token, expert).
+///
+/// Syntax.    `n(token, e)` converts to float.
+/// Semantics. A function of its arguments alone, so that results do not depend on threads or ranks.
+/// Cost.      O(1).
+/// Models.    `uniform_noise`, `gumbel_noise`, `normal_noise`.
+template <class N>
+concept noise_source = std::copyable<N> && requires(N const& n, token const& t, int e) {
+  { n(t, e) } -> std::convertible_to<float>;
+};
+
+/// An overflow rule of a user: the priority of a (token, choice) pair at an expert that is full.
+///
+/// Syntax.    `o(pair)` converts to float; `pair` is a `routed_pair`.
+/// Semantics. An expert keeps the pairs of highest priority, ties to the lower rank; NaN counts as
+///            -inf. A function of the pair alone.
+/// Cost.      O(1); called once for each pair.
+/// Models.    any lambda float(routed_pair const&).
+template <class O, class Pair>
+concept overflow_rule = requires(O const& o, Pair const& pair) {
+  { o(pair) } -> std::convertible_to<float>;
+};
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,119 @@
+// A row of scores as a plain array: the CPU model of score_row, in float and double.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstddef>
+#include <limits>
+
+#include <moe/core/concepts.hpp>
+#include <moe/core/config.hpp>
+#include <moe/core/error.hpp>
+#include <moe/core/types.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// "Not a candidate".
+template <class V>
+inline constexpr V no_score = -std::numeric_limits<V>::infinity();
+
+/// Whether a score belongs to a live candidate.
+template <class V>
+MOE_HOST_DEVICE constexpr bool is_candidate(V score) noexcept {
+  return score > no_score<V>;
+}
+
+/// Room for the copies of one row and of its copies.
+template <std::floating_point V>
+struct row_room {
+  V* next = nullptr;  ///< [left, E]
+  int left = 0;       ///< Copies that still fit.
+};
+
+/// E scores in an array. Owns neither them nor the room for copies.
+template <std::floating_point V>
+class array_row {
+ public:
+  using value_type = V;
+
+  /// @param scores  [size], changed in place.
+  /// @param room    Where copy() puts copies; null if there will be none.
+  MOE_HOST_DEVICE constexpr array_row(V* scores, int size, row_room<V>* room = nullptr) noexcept
+      : scores_(scores), size_(size), room_(room) {}
+
+  MOE_HOST_DEVICE constexpr int size() const noexcept { return size_; }
+  MOE_HOST_DEVICE constexpr V* data() const noexcept { return scores_; }
+
+  template <class F>
+  MOE_HOST_DEVICE constexpr void transform(F const& f) {
+    for (int e = 0; e < size_; ++e) scores_[e] = f(e, scores_[e]);
+  }
+  template <class F>
+  MOE_HOST_DEVICE constexpr void transform(array_row const& other, F const& f) {
+    for (int e = 0; e < size_; ++e) scores_[e] = f(e, scores_[e], other.scores_[e]);
+  }
+
+  MOE_HOST_DEVICE constexpr V max(int first, int last) const noexcept {
+    V best = no_score<V>;
+    for (int e = first; e < last; ++e) best = scores_[e] > best ? scores_[e] : best;
+    return best;
+  }
+
+  template <class F>
+  MOE_HOST_DEVICE constexpr V sum(F const& f) const {
+    return sum_of([&](int e) { return f(e, scores_[e]); });
+  }
+  template <class F>
+  MOE_HOST_DEVICE constexpr V sum(array_row const& other, F const& f) const {
+    return sum_of([&](int e) { return f(e, scores_[e], other.scores_[e]); });
+  }
+
+  MOE_HOST_DEVICE constexpr V at(int e) const noexcept { return scores_[e]; }
+  MOE_HOST_DEVICE constexpr void add(int e, V value) noexcept { scores_[e] += value; }
+
+  /// @throws precondition_error if the room is used up: a policy makes more copies than it
+  ///         declares in `copies`.
+  MOE_NO_EXEC_CHECK
+  MOE_HOST_DEVICE constexpr array_row copy() const {
+    expects(room_ != nullptr && room_->left > 0,
+            "array_row::copy: a policy makes at most as many copies as it declares in `copies`",
+            call_site::here());
+    array_row duplicate(room_->next, size_, room_);
+    room_->next += size_;
+    --room_->left;
+    for (int e = 0; e < size_; ++e) duplicate.scores_[e] = scores_[e];
+    return duplicate;
+  }
+
+  MOE_HOST_DEVICE constexpr choice<V> pop_max(int first, int last) noexcept {
+    choice<V> best{-1, no_score<V>};
+    for (int e = first; e < last; ++e)
+      if (scores_[e] > best.key) best = {e, scores_[e]};
+    if (best.expert >= 0) scores_[best.expert] = no_score<V>;
+    return best;
+  }
+
+ private:
+  /// Lane l of 32 adds elements l, l + 32, ...; the lanes are added as a butterfly. A warp, a part
+  /// of one and a plain loop can all follow this order, so their sums are equal bit by bit.
+  template <class F>
+  MOE_HOST_DEVICE constexpr V sum_of(F const& f) const {
+    constexpr int lanes = 32;
+    V lane[lanes] = {};
+    int e = 0;
+    for (; e + lanes <= size_; e += lanes)
+      for (int l = 0; l < lanes; ++l) lane[l] += f(e + l);
+    for (int l = 0; e + l < size_; ++l) lane[l] += f(e + l);
+    for (int width = lanes / 2; width > 0; width /= 2)
+      for (int l = 0; l < width; ++l) lane[l] += lane[l + width];
+    return lane[0];
+  }
+
+  V* scores_;
+  int size_;
+  row_room<V>* room_;
+};
+
+static_assert(score_row<array_row<float>>);
+static_assert(score_row<array_row<double>>);
+
+}  // namespace moe::inline MOE_ABI

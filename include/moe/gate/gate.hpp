@@ -1,0 +1,67 @@
+// A token-choice gate as the composition of a score, a select and a weigh policy.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <moe/core/concepts.hpp>
+#include <moe/core/config.hpp>
+#include <moe/core/types.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// Row copies that a policy makes at the same time: P::copies, or 0 where it declares none.
+template <class P>
+inline constexpr int row_copies = [] {
+  if constexpr (requires { P::copies; })
+    return static_cast<int>(P::copies);
+  else
+    return 0;
+}();
+
+/// logits -> Score -> scores -> Select -> experts -> Weigh -> weights, for one token.
+///
+/// A trivially copyable value if its policies are: it can be a kernel argument.
+/// Example: `gate<softmax, top_k<2>, renormalised>` is Mixtral's router.
+template <class Score, class Select, class Weigh>
+struct gate {
+  using score_type = Score;
+  using select_type = Select;
+  using weigh_type = Weigh;
+
+  static constexpr int max_k = Select::max_k;
+  /// The keys that Select may destroy are one copy; in backward the gradient is.
+  static constexpr int copies = 1 + row_copies<Score> + row_copies<Select>;
+
+  [[no_unique_address]] Score score{};
+  [[no_unique_address]] Select select{};
+  [[no_unique_address]] Weigh weigh{};
+
+  MOE_HOST_DEVICE constexpr int k() const noexcept { return select.k(); }
+
+  /// @param row  [E] in: logits; out: scores, -inf where there is no candidate.
+  /// @post  chosen.k == k(); chosen.expert and .weight filled as Select and Weigh say.
+  template <score_row R>
+    requires score_policy<Score, R> && select_policy<Select, R> && weigh_policy<Weigh, R, max_k>
+  MOE_HOST_DEVICE constexpr void operator()(R& row, choices<max_k, typename R::value_type>& chosen,
+                                            token const& t) const {
+    score(row, t);
+    R keys = row.copy();
+    select(keys, chosen, t);
+    weigh(row, chosen);
+  }
+
+  /// @param scores   [E] as the forward left them.
+  /// @param chosen   As the forward left them.
+  /// @param dchosen  weight[j]: gradient of the loss with respect to chosen.weight[j].
+  /// @param dscores  [E] in: gradient that reaches the scores directly; out: that of the logits.
+  template <score_row R>
+    requires score_policy<Score, R> && weigh_policy<Weigh, R, max_k>
+  MOE_HOST_DEVICE constexpr void backward(R const& scores,
+                                          choices<max_k, typename R::value_type> const& chosen,
+                                          choices<max_k, typename R::value_type> const& dchosen,
+                                          R& dscores, token const& t) const {
+    weigh.backward(scores, chosen, dchosen, dscores);
+    score.backward(scores, dscores, t);
+  }
+};
+
+}  // namespace moe::inline MOE_ABI

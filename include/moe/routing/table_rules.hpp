@@ -1,0 +1,57 @@
+// The rules by which a routing becomes a table: layout, order, capacity, overflow. Run-time values.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+
+#include <moe/core/config.hpp>
+#include <moe/core/error.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// How the rows of one segment (expert, source) follow those of the one before.
+enum class layout {
+  packed,  ///< No padding: a segment starts where the last one ended (CSR).
+  padded,  ///< Every segment has C rows, used or not.
+  aligned  ///< A segment starts at the next multiple of `align`.
+};
+
+/// Which pair ranks before which inside an expert.
+enum class order {
+  token_major,  ///< By token, then by choice.
+  choice_major  ///< All first choices by token, then all second ones, ... (DeepSpeed top-2, Tutel).
+};
+
+/// Which pairs an expert keeps when more than C want it.
+enum class overflow {
+  position,          ///< The first C in rank order.
+  score,             ///< The C of highest `routing::rank_score`.
+  random,            ///< The C of highest random number, drawn for (token id, expert).
+  batch_prioritised  ///< The first C by falling best score of the token, inside each choice if the
+                     ///< order is choice_major; ranks follow that priority, too. (Riquelme et al.,
+                     ///< "Scaling vision with sparse mixture of experts", 2021.)
+};
+
+/// How many rows one expert takes from one source at most. Made by the functions below.
+struct capacity_rule {
+  enum class kind : std::uint8_t { dropless, fixed, deepspeed, tutel, gshard, switch_transformer };
+
+  kind rule = kind::dropless;
+  double factor = 1;
+  double eval_factor = 1;
+  std::int64_t rows = 0;  ///< fixed: C. deepspeed, switch_transformer: the least C.
+  int multiple = 1;       ///< Tutel's alignment, or the tensor-parallel size of a dropless DeepSpeed C.
+
+  friend constexpr bool operator==(capacity_rule const&, capacity_rule const&) = default;
+};
+
+/// Everything build_table must be told besides the routing.
+struct table_rules {
+  layout rows = layout::packed;
+  order rank = order::token_major;
+  capacity_rule cap{};
+  overflow when_full = overflow::position;
+  int align = 1;  ///< layout::aligned: rows per multiple.
+};
+
+}  // namespace moe::inline MOE_ABI
