@@ -1,0 +1,18 @@
+# Sets moe_generator (arguments for CMake) and moe_jobs, for scripts that start a build.
+include(ProcessorCount)
+ProcessorCount(moe_jobs)
+if(moe_jobs EQUAL 0)
+  set(moe_jobs 1)
+endif()
+if(DEFINED ENV{CMAKE_BUILD_PARALLEL_LEVEL})
+  set(moe_jobs "$ENV{CMAKE_BUILD_PARALLEL_LEVEL}")
+endif()
+
+set(moe_generator "")
+find_program(moe_ninja NAMES ninja ninja-build)
+if(DEFINED ENV{CMAKE_GENERATOR})
+elseif(moe_ninja)
+  set(moe_generator -G Ninja)
+else()
+  set(moe_generator -G "Unix Makefiles")
+endif()
