@@ -1,21 +1,12 @@
 # Runs a command that has to fail with a certain message: a test that a check can fail.
 #   cmake -DMESSAGE=<regular expression> -P expect_failure.cmake -- <command> <argument>...
 cmake_minimum_required(VERSION 3.25)
-set(command "")
-set(past_dashes FALSE)
-math(EXPR last "${CMAKE_ARGC} - 1")
-foreach(i RANGE ${last})
-  if(past_dashes)
-    list(APPEND command "${CMAKE_ARGV${i}}")
-  elseif(CMAKE_ARGV${i} STREQUAL "--")
-    set(past_dashes TRUE)
-  endif()
-endforeach()
-if(NOT command OR NOT MESSAGE)
+include("${CMAKE_CURRENT_LIST_DIR}/arguments.cmake")
+if(NOT moe_arguments OR NOT MESSAGE)
   message(FATAL_ERROR "usage: cmake -DMESSAGE=<regex> -P expect_failure.cmake -- <command>...")
 endif()
 
-execute_process(COMMAND ${command} RESULT_VARIABLE result OUTPUT_VARIABLE out ERROR_VARIABLE out)
+execute_process(COMMAND ${moe_arguments} RESULT_VARIABLE result OUTPUT_VARIABLE out ERROR_VARIABLE out)
 string(REGEX REPLACE "[ \n]+" " " flat "${out}")  # CMake wraps its messages
 if(result EQUAL 0)
   message(FATAL_ERROR "the command succeeded, it has to fail with \"${MESSAGE}\":\n${out}")
