@@ -1,8 +1,8 @@
 // Two objects that were compiled for different instruction sets work in one program.
 // SPDX-License-Identifier: MIT
-#include "use.hpp"
-
 #include <iostream>
+
+#include "use.hpp"
 
 int main() {
   if (use_base() != 0) return 1;

@@ -31,7 +31,7 @@ int MOE_ABI_USE() {
     if (chosen.expert[0] != 10) ++wrong;  // the first of the equal best scores
   });
   try {
-    moe::thread_team(0);
+    moe::thread_team const nobody(0);
     ++wrong;
   } catch (moe::precondition_error const&) {
   }
