@@ -28,7 +28,9 @@ if(text STREQUAL "")
   string(REGEX REPLACE "^[^=]*=" "" compiler "${compiler}")
   execute_process(COMMAND "${compiler}" -x c++ -std=c++20 -M -include algorithm /dev/null
     OUTPUT_VARIABLE headers COMMAND_ERROR_IS_FATAL ANY)
-  if(NOT headers MATCHES "[^ \n]+/stl_algo\\.h" AND NOT headers MATCHES "[^ \n]+/algorithm")
+  # In libstdc++ the algorithms themselves stand in another header.
+  if(headers MATCHES "[^ \n]+/stl_algo\\.h")
+  elseif(NOT headers MATCHES "[^ \n]+/algorithm")
     message(FATAL_ERROR "moe: ${compiler} does not say where <algorithm> is")
   endif()
   cmake_path(SET text NORMALIZE "${CMAKE_MATCH_0}")
