@@ -7,6 +7,7 @@
 #include <cmath>
 #include <concepts>
 #include <cstdint>
+#include <doctest/doctest.h>
 #include <initializer_list>
 #include <limits>
 #include <random>
@@ -15,7 +16,6 @@
 #include <utility>
 #include <vector>
 
-#include <doctest/doctest.h>
 #include <moe/core/concepts.hpp>
 #include <moe/core/score_row.hpp>
 #include <moe/core/types.hpp>
@@ -68,7 +68,8 @@ inline constexpr int law_sizes[] = {1, 2, 3, 4, 7, 8, 31, 32, 33, 60, 64, 65, 16
 
 /// [E] normal numbers; each is -inf with the given probability.
 template <class V>
-std::vector<V> law_scores(int E, unsigned seed, double missing = 0, double mean = 0, double sd = 1) {
+std::vector<V> law_scores(int E, unsigned seed, double missing = 0, double mean = 0,
+                          double sd = 1) {
   std::mt19937 bits(seed * 977u + static_cast<unsigned>(E));
   std::normal_distribution<double> normal(mean, sd);
   std::uniform_real_distribution<double> unit(0, 1);
@@ -112,7 +113,8 @@ V law_sum(std::vector<V> const& scores, F const& f, int width) {
                                       std::vector<V>(static_cast<std::size_t>(kept), V(0)));
   for (int thread = 0; thread < width; ++thread)
     for (int e = thread; e < E; e += width) {
-      V& sum = partial[static_cast<std::size_t>(thread)][static_cast<std::size_t>(e / width % kept)];
+      V& sum =
+          partial[static_cast<std::size_t>(thread)][static_cast<std::size_t>(e / width % kept)];
       sum = sum + f(e, scores[static_cast<std::size_t>(e)]);
     }
   for (int distance = 16; distance > 0; distance /= 2) {
@@ -130,7 +132,7 @@ V law_sum(std::vector<V> const& scores, F const& f, int width) {
 
 /// Laws of a score_row. `make(scores, copies, f)` calls f(row) on a row of R.
 template <class R, class Make>
-  requires moe::score_row<R>
+requires moe::score_row<R>
 void score_row_laws(Make const& make) {
   using V = typename R::value_type;
   V const none = -std::numeric_limits<V>::infinity();
@@ -151,8 +153,7 @@ void score_row_laws(Make const& make) {
 
     make(scores, 0, [&](R& row) {  // transform knows the index and the score, once each
       row.transform([](int e, V s) { return static_cast<V>(e) + V(2) * s; });
-      for (int e = 0; e < E; ++e)
-        CHECK(row.at(e) == static_cast<V>(e) + V(2) * scores[index(e)]);
+      for (int e = 0; e < E; ++e) CHECK(row.at(e) == static_cast<V>(e) + V(2) * scores[index(e)]);
     });
 
     make(scores, 0, [&](R& row) {  // transform and sum by two rows
@@ -243,11 +244,11 @@ void score_row_laws(Make const& make) {
 struct law_options {
   moe::token token{.id = 5, .row = 3, .seed = 11, .step = 2, .training = false};
   std::vector<int> sizes{std::begin(law_sizes), std::end(law_sizes)};  ///< E to try.
-  double mean = 0;          ///< Of the random scores or logits,
-  double sd = 1;            ///< and their spread.
-  double forward = 1e-5;    ///< float against double, relative.
-  double backward = 1e-4;   ///< float gradient against that in double, relative.
-  double gradient = 1e-6;   ///< Gradient in double against central differences, relative.
+  double mean = 0;         ///< Of the random scores or logits,
+  double sd = 1;           ///< and their spread.
+  double forward = 1e-5;   ///< float against double, relative.
+  double backward = 1e-4;  ///< float gradient against that in double, relative.
+  double gradient = 1e-6;  ///< Gradient in double against central differences, relative.
 };
 
 template <class P, class V>
@@ -258,8 +259,8 @@ std::vector<V> law_score(P const& p, std::vector<V> const& logits, moe::token co
 }
 
 template <class P, class V>
-std::vector<V> law_score_backward(P const& p, std::vector<V> const& scores, std::vector<V> const& grad,
-                                  moe::token const& t) {
+std::vector<V> law_score_backward(P const& p, std::vector<V> const& scores,
+                                  std::vector<V> const& grad, moe::token const& t) {
   owned_row<V> fixed(scores, copies_of<P>(0));
   owned_row<V> row(grad, copies_of<P>(0));
   p.backward(std::as_const(fixed.row()), row.row(), t);
@@ -269,8 +270,7 @@ std::vector<V> law_score_backward(P const& p, std::vector<V> const& scores, std:
 /// Laws of a score_policy: candidates are kept, results are finite and a function of the arguments,
 /// float agrees with double, and backward with central differences.
 template <class P>
-  requires moe::score_policy<P, moe::array_row<float>> &&
-      moe::score_policy<P, moe::array_row<double>>
+requires moe::score_policy<P, moe::array_row<float>> && moe::score_policy<P, moe::array_row<double>>
 void score_policy_laws(P const& p, law_options const& options = {}) {
   moe::token const t = options.token;
   for (int const E : options.sizes)
@@ -377,8 +377,8 @@ void select_policy_laws_of(P const& p, law_options const& options) {
 
 /// Laws of a select_policy: different live ids, the rest -1, a function of the arguments.
 template <class P>
-  requires moe::select_policy<P, moe::array_row<float>> &&
-      moe::select_policy<P, moe::array_row<double>>
+requires moe::select_policy<P, moe::array_row<float>> &&
+    moe::select_policy<P, moe::array_row<double>>
 void select_policy_laws(P const& p, law_options const& options = {}) {
   select_policy_laws_of<P, float>(p, options);
   select_policy_laws_of<P, double>(p, options);
@@ -396,7 +396,8 @@ moe::choices<MaxK, V> law_weigh(P const& p, std::vector<V> const& scores,
 template <class P, int MaxK, class V>
 std::vector<V> law_weigh_backward(P const& p, std::vector<V> const& scores,
                                   moe::choices<MaxK, V> const& chosen,
-                                  moe::choices<MaxK, V> const& dchosen, std::vector<V> const& start) {
+                                  moe::choices<MaxK, V> const& dchosen,
+                                  std::vector<V> const& start) {
   owned_row<V> fixed(scores, copies_of<P>(0));
   owned_row<V> grad(start, copies_of<P>(0));
   p.backward(std::as_const(fixed.row()), chosen, dchosen, grad.row());
@@ -407,8 +408,8 @@ std::vector<V> law_weigh_backward(P const& p, std::vector<V> const& scores,
 /// there is no expert, float agrees with double, backward adds and agrees with central differences.
 /// Scores are positive unless the options say otherwise.
 template <class P, int MaxK = 4>
-  requires moe::weigh_policy<P, moe::array_row<float>, MaxK> &&
-      moe::weigh_policy<P, moe::array_row<double>, MaxK>
+requires moe::weigh_policy<P, moe::array_row<float>, MaxK> &&
+    moe::weigh_policy<P, moe::array_row<double>, MaxK>
 void weigh_policy_laws(P const& p, law_options options = {.mean = 2, .sd = 0.4}) {
   using Chosen = moe::choices<MaxK, double>;
   for (int const E : options.sizes)
@@ -511,7 +512,7 @@ void token_gate_laws_of(G const& g, law_options const& options) {
 /// Laws of a token_gate: those of a select_policy and a weigh_policy together, and backward against
 /// central differences of the weights and the scores with the choice of experts held fixed.
 template <class G>
-  requires moe::token_gate<G, moe::array_row<float>> && moe::token_gate<G, moe::array_row<double>>
+requires moe::token_gate<G, moe::array_row<float>> && moe::token_gate<G, moe::array_row<double>>
 void token_gate_laws(G const& g, law_options const& options = {}) {
   REQUIRE(g.k() >= 1);
   REQUIRE(g.k() <= G::max_k);
@@ -547,7 +548,8 @@ void token_gate_laws(G const& g, law_options const& options = {}) {
           auto const there = law_gate(g, moved, options.token);
           for (int j = 0; j < g.k(); ++j) {
             same_choice = same_choice && there.chosen.expert[j] == made.chosen.expert[j];
-            difference += side * dchosen.weight[j] * (there.chosen.weight[j] - made.chosen.weight[j]);
+            difference +=
+                side * dchosen.weight[j] * (there.chosen.weight[j] - made.chosen.weight[j]);
           }
           for (std::size_t i = 0; i < logits.size(); ++i)
             if (moe::is_candidate(made.scores[i]) && moe::is_candidate(there.scores[i]))
