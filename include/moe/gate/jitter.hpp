@@ -20,11 +20,17 @@ void jitter(char const* shape, char const* apart, cpu const& exec, matrix_view<V
             batch const& tokens, matrix_view<D> to, call_site site) {
   std::int64_t const T = from.rows();
   std::int64_t const M = from.cols();
-  expects(to.rows() == T && to.cols() == M && from.ld() >= M && to.ld() >= M && M < (1 << 26), shape,
-          site, {{"T", T}, {"M", M}, {"ld", from.ld()}, {"out T", to.rows()}, {"out M", to.cols()},
-                 {"out ld", to.ld()}});
-  bool const in_place = static_cast<void const*>(from.data()) == static_cast<void const*>(to.data()) &&
-                        sizeof(V) == sizeof(D) && from.ld() == to.ld();
+  expects(to.rows() == T && to.cols() == M && from.ld() >= M && to.ld() >= M && M < (1 << 26),
+          shape, site,
+          {{"T", T},
+           {"M", M},
+           {"ld", from.ld()},
+           {"out T", to.rows()},
+           {"out M", to.cols()},
+           {"out ld", to.ld()}});
+  bool const in_place =
+      static_cast<void const*>(from.data()) == static_cast<void const*>(to.data()) &&
+      sizeof(V) == sizeof(D) && from.ld() == to.ld();
   expects(in_place || !overlap(from, to), apart, site);
 
   float const scale = tokens.training ? eps : 0.0f;

@@ -58,8 +58,7 @@ void expect_logits(char const* shape, matrix_view<L> logits, int k, call_site si
   expects(logits.rows() >= 0 && logits.cols() >= k &&
               logits.cols() <= std::numeric_limits<std::int32_t>::max() &&
               logits.ld() >= logits.cols() && (logits.rows() == 0 || !logits.absent()),
-          shape, site,
-          {{"T", logits.rows()}, {"E", logits.cols()}, {"ld", logits.ld()}, {"K", k}});
+          shape, site, {{"T", logits.rows()}, {"E", logits.cols()}, {"ld", logits.ld()}, {"K", k}});
 }
 
 /// An optional [rows, cols] argument: absent, or of that shape and without overlapping rows.
@@ -111,7 +110,11 @@ void route(cpu const& exec, Gate const& g, matrix_view<L> logits, batch const& t
   detail::expect_logits("route: logits are [T,E], E >= K, ld >= E", logits, K, site);
   expects(out.T == T && out.K == K && out.E == E,
           "route: the routing has the T and E of the logits and the k of the gate", site,
-          {{"routing's T", out.T}, {"T", T}, {"routing's K", out.K}, {"k", K}, {"routing's E", out.E},
+          {{"routing's T", out.T},
+           {"T", T},
+           {"routing's K", out.K},
+           {"k", K},
+           {"routing's E", out.E},
            {"E", E}});
   expects(T == 0 || (out.expert != nullptr && out.weight != nullptr),
           "route: the routing has arrays for experts and weights", site);
@@ -124,8 +127,8 @@ void route(cpu const& exec, Gate const& g, matrix_view<L> logits, batch const& t
           "route: outputs overlap neither the logits nor each other", site);
 
   std::int64_t const room = detail::route_room<Gate, V>(E);
-  V* const rooms = scratch.take<V>(exec.threads() * room,
-                                   "route: scratch has route_scratch<Gate, V>(exec, E) bytes", site);
+  V* const rooms = scratch.take<V>(
+      exec.threads() * room, "route: scratch has route_scratch<Gate, V>(exec, E) bytes", site);
   out.token_begin = nullptr;
   out.tokens = tokens;
 
@@ -160,7 +163,7 @@ struct score_gradient {
   vector_view<V const> expert;  ///< [E]: that of every live token's score of an expert.
   /// Whether `expert` reaches masked tokens, too (DeepSpeed's loss averages over them).
   bool reaches_masked = false;
-  matrix_view<V const> token;   ///< [T,E]: added to it, token by token, masked ones included.
+  matrix_view<V const> token;  ///< [T,E]: added to it, token by token, masked ones included.
 };
 
 /// The gradient of `route`: d/dweights and d/dscores to d/dlogits.
@@ -194,10 +197,15 @@ void route_backward(cpu const& exec, Gate const& g, matrix_view<L> logits,
   expects(chosen.T == T && chosen.K == K && chosen.E == E && chosen.token_begin == nullptr &&
               K <= Gate::max_k && (T == 0 || chosen.expert != nullptr),
           "route_backward: the routing is one that route made of these logits", site,
-          {{"routing's T", chosen.T}, {"T", T}, {"routing's K", chosen.K}, {"k", K},
-           {"routing's E", chosen.E}, {"E", E}});
+          {{"routing's T", chosen.T},
+           {"T", T},
+           {"routing's K", chosen.K},
+           {"k", K},
+           {"routing's E", chosen.E},
+           {"E", E}});
   detail::expect_shape("route_backward: dweight is [T,K], ld >= K", dweight, T, K, site);
-  detail::expect_shape("route_backward: dscores.token is [T,E], ld >= E", dscores.token, T, E, site);
+  detail::expect_shape("route_backward: dscores.token is [T,E], ld >= E", dscores.token, T, E,
+                       site);
   expects(dscores.expert.data() == nullptr || dscores.expert.size() == E,
           "route_backward: dscores.expert is [E]", site,
           {{"size", dscores.expert.size()}, {"E", E}});
