@@ -5,6 +5,7 @@
 #include <cmath>
 #include <concepts>
 #include <cstdint>
+#include <type_traits>
 
 #include <moe/core/config.hpp>
 
@@ -20,6 +21,16 @@ MOE_HOST_DEVICE constexpr std::uint32_t mask_if_less(std::uint32_t a, std::uint3
 }
 
 }  // namespace detail
+
+/// `a` if condition, else `b`, by bits: a conditional operator lets compilers move the work for `a`
+/// and `b` into branches, and a loop with branches does not become vector code.
+template <std::floating_point V>
+MOE_HOST_DEVICE constexpr V where(bool condition, V a, V b) noexcept {
+  using Bits = std::conditional_t<sizeof(V) == 4, std::int32_t, std::int64_t>;
+  Bits const mask = -static_cast<Bits>(condition);
+  return __builtin_bit_cast(
+      V, (__builtin_bit_cast(Bits, a) & mask) | (__builtin_bit_cast(Bits, b) & ~mask));
+}
 
 /// e to the x. float: within 1.1 units in the last place, 0 below -87.3, +inf above 88.7, NaN for
 /// NaN; without branches, so that compilers turn loops over it into vector code. double: std::exp.
