@@ -29,8 +29,7 @@ struct softmax {
   MOE_HOST_DEVICE constexpr void backward(R const& scores, R& grad, token const&) const {
     using V = typename R::value_type;
     V const mean = grad.sum(scores, [](int, V g, V s) { return is_candidate(s) ? s * g : V(0); });
-    grad.transform(scores,
-                   [=](int, V g, V s) { return is_candidate(s) ? s * (g - mean) : V(0); });
+    grad.transform(scores, [=](int, V g, V s) { return is_candidate(s) ? s * (g - mean) : V(0); });
   }
 };
 
