@@ -26,7 +26,8 @@ struct basic_routing {
   /// of range by build_table and routed nowhere.
   std::int32_t* expert = nullptr;
   V* weight = nullptr;  ///< [T,K]: what combine multiplies with.
-  V* score = nullptr;   ///< [T,K] or null: the score before weighing; ranks pairs when experts overflow.
+  V* score =
+      nullptr;  ///< [T,K] or null: the score before weighing; ranks pairs when experts overflow.
   std::int32_t const* token_begin = nullptr;  ///< [T+1], or null = K pairs each.
   batch tokens;                               ///< Ids, seed, token mask, sources.
 
