@@ -5,23 +5,43 @@
 #include <cmath>
 #include <concepts>
 #include <cstdint>
+#include <type_traits>
 
 #include <moe/core/config.hpp>
 
 namespace moe::inline MOE_ABI {
 
-/// e to the x. float: within 2 units in the last place, 0 below -87.3 and +inf above 88.7; written
-/// without branches so that compilers turn loops over it into vector code. double: std::exp.
+/// `a` if condition, else `b`, by bits: a conditional operator lets compilers move the work for `a`
+/// and `b` into branches, and a loop with branches does not become vector code.
+template <std::floating_point V>
+MOE_HOST_DEVICE constexpr V where(bool condition, V a, V b) noexcept {
+  using Bits = std::conditional_t<sizeof(V) == 4, std::int32_t, std::int64_t>;
+  Bits const mask = -static_cast<Bits>(condition);
+  return __builtin_bit_cast(
+      V, (__builtin_bit_cast(Bits, a) & mask) | (__builtin_bit_cast(Bits, b) & ~mask));
+}
+
+/// e to the x. float: within 1 unit in the last place, 0 below -87.3 and +inf above 88.7, NaN for
+/// NaN; written without branches so that compilers turn loops over it into vector code. double:
+/// std::exp.
 MOE_HOST_DEVICE inline float exp(float x) noexcept {
 #if defined(__CUDA_ARCH__)
   return ::expf(x);
 #else
+  constexpr auto lowest = __builtin_bit_cast(std::int32_t, -87.3f);
+  constexpr auto highest = __builtin_bit_cast(std::int32_t, 88.7f);
+  constexpr std::int32_t infinity = 0x7f800000;
+  auto const bits = __builtin_bit_cast(std::int32_t, x);
+  // As masks: even a conditional on x alone makes g++ 12 branch around the polynomial.
+  std::int32_t const under = -static_cast<std::int32_t>(bits > lowest) & (bits >> 31);
+  std::int32_t const over = -static_cast<std::int32_t>(bits > highest);
+  std::int32_t const nan = -static_cast<std::int32_t>((bits & 0x7fffffff) > infinity);
+  float const inside = __builtin_bit_cast(float, bits & ~(under | over));
   // x = n ln2 + r with |r| <= ln2 / 2; e^r by a polynomial of degree 6 (Cephes' expf).
   constexpr float round_to_integer = 0x1.8p23f;
-  float const clamped = x < -87.3f ? -87.3f : (x > 88.7f ? 88.7f : x);
-  float const shifted = clamped * 1.44269504088896341f + round_to_integer;
+  float const shifted = inside * 1.44269504088896341f + round_to_integer;
   float const n = shifted - round_to_integer;
-  float const r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
+  float const r = (inside - n * 0.693359375f) - n * -2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -34,11 +54,14 @@ MOE_HOST_DEVICE inline float exp(float x) noexcept {
   std::int32_t const half = exponent >> 1;
   float const scale0 = __builtin_bit_cast(float, (half + 127) << 23);
   float const scale1 = __builtin_bit_cast(float, (exponent - half + 127) << 23);
-  float const value = e_to_r * scale0 * scale1;
-  return x < -87.3f ? 0.0f : (x > 88.7f ? __builtin_bit_cast(float, 0x7f800000) : value);
+  auto const value = __builtin_bit_cast(std::int32_t, e_to_r * scale0 * scale1);
+  return __builtin_bit_cast(float,
+                            (value & ~(under | over)) | (over & infinity) | (nan & 0x7fc00000));
 #endif
 }
-MOE_HOST_DEVICE inline double exp(double x) noexcept { return ::exp(x); }
+MOE_HOST_DEVICE inline double exp(double x) noexcept {
+  return ::exp(x);
+}
 
 /// Whether a logit is NaN or +inf, which no gate accepts. By bits: one integer comparison.
 MOE_HOST_DEVICE constexpr bool is_invalid_logit(float x) noexcept {

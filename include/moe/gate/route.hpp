@@ -160,10 +160,10 @@ void route(cpu const& exec, Gate const& g, matrix_view<L> logits, batch const& t
 /// Gradient of losses with respect to the scores themselves, past the weights. All parts optional.
 template <class V>
 struct score_gradient {
-  vector_view<V const> expert;  ///< [E]: that of every live token's score of an expert.
+  vector_view<V const> expert{};  ///< [E]: that of every live token's score of an expert.
   /// Whether `expert` reaches masked tokens, too (DeepSpeed's loss averages over them).
   bool reaches_masked = false;
-  matrix_view<V const> token;  ///< [T,E]: added to it, token by token, masked ones included.
+  matrix_view<V const> token{};  ///< [T,E]: added to it, token by token, masked ones included.
 };
 
 /// The gradient of `route`: d/dweights and d/dscores to d/dlogits.

@@ -59,11 +59,14 @@ void check_table_arguments(basic_routing<V> const& in, table_rules const& rules,
               (in.E > P ? in.E : P) <= most / table.sources,
           "build_table: T * K, max_rows, E * sources and P * sources fit 32-bit ids", site,
           {{"T", in.T}, {"K", in.K}, {"E", in.E}, {"P", P}, {"sources", table.sources}});
-  expects((in.T == 0 || (in.expert != nullptr && table.row_of != nullptr)) &&
+  expects(in.pairs() >= 0 && in.pairs() <= in.T * in.K,
+          "build_table: token_begin ends at T * K or before", site,
+          {{"pairs", in.pairs()}, {"T", in.T}, {"K", in.K}});
+  expects((in.pairs() == 0 || (in.expert != nullptr && table.row_of != nullptr)) &&
               (table.max_rows == 0 || table.pair_of != nullptr) && table.begin != nullptr &&
               table.used != nullptr && table.wanted != nullptr && table.counts != nullptr,
           "build_table: the routing's expert and all arrays of the table are given", site);
-  expects(!scored || in.T == 0 || in.score != nullptr || in.weight != nullptr,
+  expects(!scored || in.pairs() == 0 || in.score != nullptr || in.weight != nullptr,
           "build_table: an overflow rule that ranks by score needs the routing's score or weight",
           site);
   expects(rules.align >= 1, "build_table: align >= 1", site, {{"align", rules.align}});

@@ -10,7 +10,6 @@
 #include <moe/core/error.hpp>
 #include <moe/core/execution.hpp>
 #include <moe/core/memory.hpp>
-#include <moe/core/numeric.hpp>
 #include <moe/core/types.hpp>
 #include <moe/routing/expert_map.hpp>
 #include <moe/routing/overflow.hpp>
@@ -112,7 +111,7 @@ class table_passes {
         std::uint32_t best = 0;
         for (std::int64_t i = in_.first_pair(t); i < in_.first_pair(t + 1); ++i)
           if (static_cast<std::uint32_t>(in_.expert[i]) < static_cast<std::uint32_t>(in_.E))
-            best = std::max(best, ordered_bits(static_cast<float>(in_.rank_score(i))));
+            best = std::max(best, score_bits(static_cast<float>(in_.rank_score(i))));
         words[t] = static_cast<std::uint64_t>(~best) << 32 | static_cast<std::uint64_t>(t);
       }
     });
@@ -172,7 +171,7 @@ class table_passes {
   bool sound(std::int64_t t) const noexcept {
     if (in_.token_begin == nullptr) return true;
     std::int64_t const i0 = in_.token_begin[t], i1 = in_.token_begin[t + 1];
-    return i0 >= 0 && i0 <= i1 && i1 - i0 <= in_.K && i1 <= in_.T * in_.K && (t > 0 || i0 == 0);
+    return i0 >= 0 && i0 <= i1 && i1 - i0 <= in_.K && i1 <= in_.pairs() && (t > 0 || i0 == 0);
   }
 
   void check_map() {
