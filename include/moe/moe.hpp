@@ -1,0 +1,42 @@
+// The whole library for the CPU. Include single headers where compile time matters.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <moe/core/concepts.hpp>
+#include <moe/core/config.hpp>
+#include <moe/core/cpu.hpp>
+#include <moe/core/error.hpp>
+#include <moe/core/execution.hpp>
+#include <moe/core/memory.hpp>
+#include <moe/core/numeric.hpp>
+#include <moe/core/random.hpp>
+#include <moe/core/scalar.hpp>
+#include <moe/core/score_row.hpp>
+#include <moe/core/thread_team.hpp>
+#include <moe/core/types.hpp>
+#include <moe/core/version.hpp>
+#include <moe/core/view.hpp>
+#include <moe/gate/gate.hpp>
+#include <moe/gate/jitter.hpp>
+#include <moe/gate/noise.hpp>
+#include <moe/gate/preset.hpp>
+#include <moe/gate/presets.hpp>
+#include <moe/gate/route.hpp>
+#include <moe/gate/row_copies.hpp>
+#include <moe/gate/score.hpp>
+#include <moe/gate/select.hpp>
+#include <moe/gate/weigh.hpp>
+#include <moe/routing/build_table.hpp>
+#include <moe/routing/capacity.hpp>
+#include <moe/routing/expert_map.hpp>
+#include <moe/routing/overflow.hpp>
+#include <moe/routing/routing.hpp>
+#include <moe/routing/routing_table.hpp>
+#include <moe/routing/table_rules.hpp>
+#include <moe/loss/importance.hpp>
+#include <moe/loss/load_balance.hpp>
+#include <moe/loss/z_loss.hpp>
+#include <moe/schedule/accounting.hpp>
+#include <moe/schedule/expert_parallel.hpp>
+#include <moe/schedule/pyramid.hpp>
+#include <moe/schedule/shared_pool.hpp>
