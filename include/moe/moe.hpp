@@ -29,10 +29,16 @@
 #include <moe/routing/build_table.hpp>
 #include <moe/routing/capacity.hpp>
 #include <moe/routing/expert_map.hpp>
+#include <moe/routing/kept_weights.hpp>
 #include <moe/routing/overflow.hpp>
+#include <moe/routing/replay.hpp>
 #include <moe/routing/routing.hpp>
 #include <moe/routing/routing_table.hpp>
+#include <moe/routing/statistics.hpp>
 #include <moe/routing/table_rules.hpp>
+#include <moe/dispatch/combine.hpp>
+#include <moe/dispatch/dispatch.hpp>
+#include <moe/dispatch/update.hpp>
 #include <moe/loss/importance.hpp>
 #include <moe/loss/load_balance.hpp>
 #include <moe/loss/z_loss.hpp>
