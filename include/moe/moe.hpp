@@ -16,6 +16,9 @@
 #include <moe/core/types.hpp>
 #include <moe/core/version.hpp>
 #include <moe/core/view.hpp>
+#include <moe/dispatch/combine.hpp>
+#include <moe/dispatch/dispatch.hpp>
+#include <moe/dispatch/update.hpp>
 #include <moe/gate/gate.hpp>
 #include <moe/gate/jitter.hpp>
 #include <moe/gate/noise.hpp>
@@ -26,6 +29,9 @@
 #include <moe/gate/score.hpp>
 #include <moe/gate/select.hpp>
 #include <moe/gate/weigh.hpp>
+#include <moe/loss/importance.hpp>
+#include <moe/loss/load_balance.hpp>
+#include <moe/loss/z_loss.hpp>
 #include <moe/routing/build_table.hpp>
 #include <moe/routing/capacity.hpp>
 #include <moe/routing/expert_map.hpp>
@@ -36,12 +42,6 @@
 #include <moe/routing/routing_table.hpp>
 #include <moe/routing/statistics.hpp>
 #include <moe/routing/table_rules.hpp>
-#include <moe/dispatch/combine.hpp>
-#include <moe/dispatch/dispatch.hpp>
-#include <moe/dispatch/update.hpp>
-#include <moe/loss/importance.hpp>
-#include <moe/loss/load_balance.hpp>
-#include <moe/loss/z_loss.hpp>
 #include <moe/schedule/accounting.hpp>
 #include <moe/schedule/expert_parallel.hpp>
 #include <moe/schedule/pyramid.hpp>
