@@ -21,7 +21,7 @@ struct gate {
   using weigh_type = Weigh;
 
   static constexpr int max_k = Select::max_k;
-  /// The keys that Select may destroy are one copy; in backward the gradient is.
+  /// The keys that Select may destroy are one copy.
   static constexpr int copies = 1 + row_copies<Score> + row_copies<Select>;
 
   [[no_unique_address]] Score score{};

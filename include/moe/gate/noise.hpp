@@ -157,7 +157,7 @@ template <class Gate, class Noise = uniform_noise<stream::dispatch>>
 struct random_second {
   static_assert(Gate::max_k == 2);
   static constexpr int max_k = 2;
-  static constexpr int copies = Gate::copies + 1;  // backward selects again
+  static constexpr int copies = Gate::copies;
 
   [[no_unique_address]] Gate gate{};
   bool always = false;  ///< Withdraw outside training, too.

@@ -33,12 +33,11 @@ inline constexpr int gate_copies = [] {
     return 2;
 }();
 
-/// Elements that one member works in: a token's row and its copies; in backward one is the gradient.
+/// Elements that one member works in: a token's row, its gradient, and the copies of the gate.
 template <class Gate, class V>
 constexpr std::int64_t route_room(std::int64_t E) noexcept {
-  constexpr int rows = 1 + (gate_copies<Gate> > 1 ? gate_copies<Gate> : 1);
   constexpr std::int64_t line = memory::alignment / sizeof(V);
-  return (rows * E + line - 1) / line * line;
+  return ((2 + gate_copies<Gate>)*E + line - 1) / line * line;
 }
 
 /// Copies a token's logits into `row`, converted. False if one of them is NaN or +inf.
@@ -234,7 +233,7 @@ void route_backward(cpu const& exec, Gate const& g, matrix_view<L> logits,
         continue;
       }
 
-      row_room<V> copies{own + E, detail::gate_copies<Gate>};
+      row_room<V> copies{own + 2 * E, detail::gate_copies<Gate>};
       array_row<V> row(own, E, &copies);
       choices<Gate::max_k, V> made;
       made.k = K;
@@ -248,7 +247,7 @@ void route_backward(cpu const& exec, Gate const& g, matrix_view<L> logits,
       if (live && !dweight.absent())
         for (int j = 0; j < K; ++j) dmade.weight[j] = dweight(t, j);
 
-      copies = {own + 2 * E, detail::gate_copies<Gate> - 1};
+      copies = {own + 2 * E, detail::gate_copies<Gate>};
       array_row<V> grad(own + E, E, &copies);
       V const* const dexpert = live || dscores.reaches_masked ? dscores.expert.data() : nullptr;
       V const* const dtoken = dscores.token.absent() ? nullptr : dscores.token.row(t);

@@ -1,4 +1,4 @@
-// How many copies of its row a policy makes at the same time.
+// How many copies of its row a policy makes in one call.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -6,7 +6,7 @@
 
 namespace moe::inline MOE_ABI {
 
-/// Row copies that a policy makes at the same time: P::copies, or 0 where it declares none.
+/// Row copies that a policy makes in one call: P::copies, or 0 where it declares none.
 template <class P>
 inline constexpr int row_copies = [] {
   if constexpr (requires { P::copies; })

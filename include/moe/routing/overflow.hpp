@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
-#include <limits>
 #include <utility>
 
 #include <moe/core/concepts.hpp>
@@ -36,7 +35,7 @@ MOE_HOST_DEVICE constexpr std::uint32_t score_bits(float score) noexcept {
 /// Different ranks make different keys, so that every way of selecting gives the same pairs.
 MOE_HOST_DEVICE constexpr std::uint64_t priority_key(float priority, std::uint32_t rank) noexcept {
   std::uint32_t const bits = score_bits(priority);
-  std::uint32_t const least = ordered_bits(-std::numeric_limits<float>::infinity());
+  constexpr std::uint32_t least = 0x007fffff;  // ordered_bits(-inf)
   return static_cast<std::uint64_t>(bits < least ? least : bits) << 32 | ~rank;
 }
 MOE_HOST_DEVICE constexpr std::uint32_t rank_of(std::uint64_t key) noexcept {
