@@ -10,6 +10,7 @@
 #include <moe/core/error.hpp>
 #include <moe/core/execution.hpp>
 #include <moe/core/memory.hpp>
+#include <moe/core/numeric.hpp>
 #include <moe/core/score_row.hpp>
 #include <moe/core/view.hpp>
 #include <moe/loss/detail/sum_tokens.hpp>
@@ -47,7 +48,7 @@ struct load_sums {
 /// A score, or 0 where there is no candidate.
 template <class V>
 V score_or_zero(V s) noexcept {
-  return is_candidate(s) ? s : V(0);
+  return where(is_candidate(s), s, V(0));
 }
 
 /// Adds four rows of scores to sum [E]: the sums are loaded and stored once for four rows.
