@@ -8,6 +8,7 @@
 
 #include <moe/core/concepts.hpp>
 #include <moe/core/config.hpp>
+#include <moe/core/numeric.hpp>
 
 namespace moe::inline MOE_ABI {
 
@@ -73,12 +74,12 @@ struct half {
     std::uint32_t const sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16;
     // The exponent moves from bias 15 to 127; that of infinity and NaN goes to the top.
     std::uint32_t const normal = magnitude + ((127u - 15u) << 23);
-    std::uint32_t const special = magnitude | 0x7f800000u;
+    std::uint32_t const top = ~detail::mask_if_less(magnitude, 31u << 23) & 0x7f800000u;
     // A subnormal is its mantissa times 2^-24: as a mantissa behind 2^-14, less that 2^-14.
-    float const subnormal = __builtin_bit_cast(float, magnitude + (113u << 23)) - 0x1p-14f;
-    std::uint32_t const small = __builtin_bit_cast(std::uint32_t, subnormal);
-    std::uint32_t const finite = magnitude < (1u << 23) ? small : normal;
-    return __builtin_bit_cast(float, sign | (magnitude >= (31u << 23) ? special : finite));
+    auto const shifted = __builtin_bit_cast(float, magnitude + (113u << 23));
+    auto const subnormal = __builtin_bit_cast(std::uint32_t, shifted - 0x1p-14f);
+    std::uint32_t const small = detail::mask_if_less(magnitude, 1u << 23);
+    return __builtin_bit_cast(float, sign | top | (subnormal & small) | (normal & ~small));
   }
   MOE_HOST_DEVICE explicit constexpr operator double() const noexcept {
     return static_cast<float>(*this);
@@ -94,16 +95,18 @@ struct half {
     auto const u = __builtin_bit_cast(std::uint32_t, x);
     std::uint32_t const magnitude = u & 0x7fffffffu;
     // A carry out of the mantissa raises the exponent, up to that of infinity.
-    std::uint32_t const normal =
-        (magnitude - ((127u - 15u) << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    std::uint32_t const odd = (magnitude >> 13) & 1u;
+    std::uint32_t const normal = (magnitude - ((127u - 15u) << 23) + 0xfffu + odd) >> 13;
     // Below 2^-14 the addition of 0.5, whose last place is 2^-24, does the rounding.
-    std::uint32_t const subnormal =
-        __builtin_bit_cast(std::uint32_t, __builtin_bit_cast(float, magnitude) + 0.5f) -
-        0x3f000000u;
-    std::uint32_t const finite = magnitude < (113u << 23) ? subnormal : normal;
-    std::uint32_t const infinite = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-    return static_cast<std::uint16_t>(((u >> 16) & 0x8000u) |
-                                      (magnitude >= (143u << 23) ? infinite : finite));
+    float const shifted = __builtin_bit_cast(float, magnitude) + 0.5f;
+    std::uint32_t const subnormal = __builtin_bit_cast(std::uint32_t, shifted) - 0x3f000000u;
+    std::uint32_t const small = detail::mask_if_less(magnitude, 113u << 23);
+    std::uint32_t const finite = (subnormal & small) | (normal & ~small);
+    // From 2^16 on: infinity, and NaN beyond that of float.
+    std::uint32_t const large = ~detail::mask_if_less(magnitude, 143u << 23);
+    std::uint32_t const nan = detail::mask_if_less(0x7f800000u, magnitude) & 0x200u;
+    return static_cast<std::uint16_t>(((u >> 16) & 0x8000u) | (finite & ~large) |
+                                      ((0x7c00u | nan) & large));
   }
 };
 
