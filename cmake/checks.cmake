@@ -29,7 +29,7 @@ if(MOE_CUDA_CHECKS)
 endif()
 
 foreach(consumer find_package add_subdirectory fetch_content exported unknown_component
-    wrong_version)
+    wrong_version options)
   moe_check(package.${consumer} package "-DCONSUMER=${consumer}" "-DCXX=${CMAKE_CXX_COMPILER}"
     "-DWORK=${PROJECT_BINARY_DIR}/package/${consumer}"
     -P "${PROJECT_SOURCE_DIR}/tests/package/run.cmake")

@@ -26,7 +26,7 @@ macro(check_headers header_dir work)
   if(result EQUAL 0)
     string(REGEX MATCH "checking [0-9]+ headers" checked "${out}")
     string(REGEX MATCH "left out,[^\n]*" left_out "${out}")
-    execute_process(COMMAND "${CMAKE_COMMAND}" --build "${work}" --parallel ${moe_jobs}
+    execute_process(COMMAND "${CMAKE_COMMAND}" --build "${work}" --parallel ${moe_jobs} -- ${keep_going}
       RESULT_VARIABLE result OUTPUT_VARIABLE out ERROR_VARIABLE out)
   endif()
 endmacro()
@@ -42,6 +42,12 @@ function(expect_refusal fixture message)
     message(STATUS "control ${fixture}: refused, as it should be")
   endif()
 endfunction()
+
+# All wrong headers are reported, not the first one only.
+set(keep_going -k)
+if(moe_generator MATCHES "Ninja" OR "$ENV{CMAKE_GENERATOR}" MATCHES "Ninja")
+  set(keep_going -k 0)
+endif()
 
 set(nvcc "${NVCC}")
 if(CHECK STREQUAL "controls" AND NVCC)

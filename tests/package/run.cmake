@@ -1,4 +1,4 @@
-# Builds and runs one consumer of the package.
+# Builds and runs one consumer of the package, or checks its options.
 #   cmake -DCONSUMER=<folder> -DCXX=<compiler> -DWORK=<folder> -P tests/package/run.cmake
 cmake_minimum_required(VERSION 3.25)
 cmake_path(SET source NORMALIZE "${CMAKE_CURRENT_LIST_DIR}/../..")
@@ -76,6 +76,28 @@ elseif(CONSUMER STREQUAL "wrong_version")
   file(REMOVE_RECURSE "${WORK}/build")
   expect_failure("${folder}" "not accepted: .*moeConfig.cmake, version: ${moe_version}"
     "-DMOE_WANTED=99")
+elseif(CONSUMER STREQUAL "options")
+  # Each option takes effect: its flag is there if and only if it is on.
+  function(expect_flag expected flag)
+    run("${CMAKE_COMMAND}" -S "${source}" -B "${WORK}/build" --fresh ${common}
+      -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DMOE_EXAMPLES=OFF ${ARGN})
+    file(READ "${WORK}/build/compile_commands.json" commands)
+    string(FIND "${commands}" " ${flag} " position)
+    if((position EQUAL -1) EQUAL expected)
+      message(FATAL_ERROR "with ${ARGN}, ${flag} should be there: ${expected}")
+    endif()
+  endfunction()
+  expect_flag(1 -Werror)
+  expect_flag(0 -Werror -DMOE_WARNINGS_AS_ERRORS=OFF)
+  expect_flag(0 -march=native)
+  expect_flag(1 -march=native -DMOE_NATIVE=ON)
+  expect_flag(0 -fsanitize=thread)
+  expect_flag(1 -fsanitize=thread -DMOE_SANITIZE=thread)
+  expect_flag(1 -fsanitize=address,undefined -DMOE_SANITIZE=address,undefined)
+  set(off -DMOE_TESTS=OFF -DMOE_EXAMPLES=OFF --fresh)
+  expect_failure("${source}" "MOE_SANITIZE is \"adress\"; it may be" ${off} -DMOE_SANITIZE=adress)
+  expect_failure("${source}" "MOE_BENCHMARKS needs CMAKE_BUILD_TYPE Release" ${off}
+    -DMOE_BENCHMARKS=ON -DCMAKE_BUILD_TYPE=Debug)
 else()
   message(FATAL_ERROR "no consumer \"${CONSUMER}\"")
 endif()

@@ -58,6 +58,9 @@ TEST_CASE("schedule/shared_pool: a second pool does not join the first") {
   CHECK(moe::share_experts(both, 1, 3).total_experts() == 4 * 8);
   CHECK(moe::share_experts(both, 1, 3).owner(2) == 1);
   CHECK(moe::share_experts(both, 2, 2) == both);
+  // A layer that is alone in its pool may change its size.
+  expert_schedule const alone = moe::share_experts(expert_schedule{8, 8}, 0, 1);
+  CHECK(alone.with_layer(0, {.experts = 4, .pool = 1}).total_experts() == 4 + 8);
 }
 
 TEST_CASE("schedule/shared_pool: pools of n MoE layers") {

@@ -22,7 +22,7 @@ struct half;
 /// Models.    float, double, `bf16`, `half`.
 template <class T>
 concept scalar = std::same_as<T, float> || std::same_as<T, double> || std::same_as<T, bf16> ||
-    std::same_as<T, half>;
+                 std::same_as<T, half>;
 
 /// Storage whose elements lie one after another: what a view can be made from.
 ///
@@ -33,8 +33,7 @@ concept scalar = std::same_as<T, float> || std::same_as<T, double> || std::same_
 template <class S, class T>
 concept contiguous_storage = requires(S& s) {
   // As pointers to arrays: a pointer to a derived class would step by another size.
-  requires std::convertible_to < std::remove_pointer_t<decltype(s.data())>(*)
-  [], T(*)[] > ;
+  requires std::convertible_to<std::remove_pointer_t<decltype(s.data())>(*)[], T(*)[]>;
   { s.size() } -> std::convertible_to<std::size_t>;
 };
 
@@ -65,9 +64,7 @@ struct any_map {
 
 /// Before `choices<P::max_k>` is formed, which refuses other values.
 template <class P>
-concept bounded_choices = requires {
-  requires P::max_k >= 1 && P::max_k <= max_choices;
-};
+concept bounded_choices = requires { requires P::max_k >= 1 && P::max_k <= max_choices; };
 
 }  // namespace detail
 
@@ -109,10 +106,10 @@ concept score_row = requires(R& r, R const& c, detail::any_map<typename R::value
 /// Models.    `softmax`, `sigmoid`, `identity`.
 template <class P, class R>
 concept score_policy = score_row<R> && std::copyable<P> &&
-    requires(P const& p, R& row, R const& scores, token const& t) {
-  { p(row, t) } -> std::same_as<void>;
-  { p.backward(scores, row, t) } -> std::same_as<void>;
-};
+                       requires(P const& p, R& row, R const& scores, token const& t) {
+                         { p(row, t) } -> std::same_as<void>;
+                         { p.backward(scores, row, t) } -> std::same_as<void>;
+                       };
 
 /// A select policy picks up to k experts of a row of keys, best first.
 ///
@@ -123,11 +120,12 @@ concept score_policy = score_row<R> && std::copyable<P> &&
 /// Cost.      O(E k); no allocation beyond P::copies row copies in one call (0 if not declared).
 /// Models.    `top_k`, `visible`, `gumbel`, `replayed`.
 template <class P, class R>
-concept select_policy = score_row<R> && std::copyable<P> && detail::bounded_choices<P> &&
+concept select_policy =
+    score_row<R> && std::copyable<P> && detail::bounded_choices<P> &&
     requires(P const& p, R& keys, choices<P::max_k, typename R::value_type>& c, token const& t) {
-  { p.k() } -> std::same_as<int>;
-  { p(keys, c, t) } -> std::same_as<void>;
-};
+      { p.k() } -> std::same_as<int>;
+      { p(keys, c, t) } -> std::same_as<void>;
+    };
 
 /// A weigh policy gives the chosen experts their weights.
 ///
@@ -137,12 +135,13 @@ concept select_policy = score_row<R> && std::copyable<P> && detail::bounded_choi
 /// Cost.      O(k); no allocation.
 /// Models.    `as_scored`, `renormalised`, `softmax_of_selected`, `scaled`.
 template <class P, class R, int MaxK>
-concept weigh_policy = score_row<R> && std::copyable<P> &&
+concept weigh_policy =
+    score_row<R> && std::copyable<P> &&
     requires(P const& p, R const& scores, R& dscores, choices<MaxK, typename R::value_type>& c,
              choices<MaxK, typename R::value_type> const& dc) {
-  { p(scores, c) } -> std::same_as<void>;
-  { p.backward(scores, dc, dc, dscores) } -> std::same_as<void>;
-};
+      { p(scores, c) } -> std::same_as<void>;
+      { p.backward(scores, dc, dc, dscores) } -> std::same_as<void>;
+    };
 
 /// A token-choice gate: a small copyable value that sends one token to at most k of E experts.
 ///
@@ -154,13 +153,14 @@ concept weigh_policy = score_row<R> && std::copyable<P> &&
 /// Cost.      O(E k); G::copies row copies in one call (at most 2 if not declared).
 /// Models.    `gate<Score, Select, Weigh>`.
 template <class G, class R>
-concept token_gate = score_row<R> && std::copyable<G> && detail::bounded_choices<G> &&
+concept token_gate =
+    score_row<R> && std::copyable<G> && detail::bounded_choices<G> &&
     requires(G const& g, R& row, R const& scores, choices<G::max_k, typename R::value_type>& c,
              choices<G::max_k, typename R::value_type> const& dc, token const& t) {
-  { g.k() } -> std::same_as<int>;
-  { g(row, c, t) } -> std::same_as<void>;
-  { g.backward(scores, dc, dc, row, t) } -> std::same_as<void>;
-};
+      { g.k() } -> std::same_as<int>;
+      { g(row, c, t) } -> std::same_as<void>;
+      { g.backward(scores, dc, dc, row, t) } -> std::same_as<void>;
+    };
 
 /// A source of noise: a number for each (token, expert).
 ///

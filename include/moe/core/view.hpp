@@ -74,8 +74,8 @@ class matrix_view {
 
   /// A view of mutable elements is a view of constant ones.
   template <class U>
-  requires std::is_same_v<U const, T> MOE_HOST_DEVICE constexpr matrix_view(
-      matrix_view<U> mutable_view) noexcept
+    requires std::is_same_v<U const, T>
+  MOE_HOST_DEVICE constexpr matrix_view(matrix_view<U> mutable_view) noexcept
       : matrix_view(mutable_view.data(), mutable_view.rows(), mutable_view.cols(),
                     mutable_view.ld()) {}
 

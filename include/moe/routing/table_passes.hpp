@@ -296,8 +296,7 @@ class table_passes {
     std::fill_n(counters, steps_ * groups_, 0u);
     auto const nothing = [](std::int64_t, std::int64_t) {};
     if (plain_)
-      walk_pairs(
-          c, met, [=](std::int64_t g, std::int64_t) { ++counters[g]; }, nothing);
+      walk_pairs(c, met, [=](std::int64_t g, std::int64_t) { ++counters[g]; }, nothing);
     else
       walk(
           c, met,

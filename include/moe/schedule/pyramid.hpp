@@ -42,6 +42,8 @@ struct pyramid_shape {
 ///
 /// Rules. At most `max_layers` layers; E >= 0; 1 <= k <= min(E, max_choices) in an MoE layer; a dense
 /// layer has neither a residual MLP nor a pool; layers of one pool have equal E.
+/// GPU. In device code a schedule is a template argument; there it has layers(), moe_layers() and
+/// max_experts(), and what is asked of one layer becomes a constant outside the device function.
 /// Cost. Queries of a layer are O(1); sums are O(layers), those over shared pools O(layers^2).
 /// Source. Rajbhandari et al., "DeepSpeed-MoE", 2022 (arXiv 2201.05596), section 4.
 /// Example: expert_schedule::pyramid({.layers = 24, .base = 32, .top = 64, .last = 2})
@@ -133,7 +135,7 @@ struct expert_schedule {
     return schedule;
   }
 
-  constexpr int layers() const noexcept { return layers_; }
+  MOE_HOST_DEVICE constexpr int layers() const noexcept { return layers_; }
 
   /// All that is known of layer l.
   /// @throws precondition_error unless 0 <= l < layers(); as do the queries below.
@@ -166,12 +168,12 @@ struct expert_schedule {
     return is_moe(l, site) && owner(l, site) == l;
   }
 
-  constexpr int moe_layers() const noexcept {
+  MOE_HOST_DEVICE constexpr int moe_layers() const noexcept {
     int count = 0;
     for (int l = 0; l < layers_; ++l) count += layer_[l].experts > 0 ? 1 : 0;
     return count;
   }
-  constexpr int max_experts() const noexcept {
+  MOE_HOST_DEVICE constexpr int max_experts() const noexcept {
     int most = 0;
     for (int l = 0; l < layers_; ++l) most = layer_[l].experts > most ? layer_[l].experts : most;
     return most;
