@@ -118,7 +118,7 @@ concept score_policy = score_row<R> && std::copyable<P> &&
 ///            [0, E), all different, or -1 where no live candidate was left, and these come last.
 ///            Keys may be destroyed. An expert whose key is -inf is never chosen. No gradient flows.
 /// Cost.      O(E k); no allocation beyond P::copies row copies in one call (0 if not declared).
-/// Models.    `top_k`, `visible`, `gumbel`, `replayed`.
+/// Models.    `top_k`, `visible`, `sampled`, `replayed`.
 template <class P, class R>
 concept select_policy =
     score_row<R> && std::copyable<P> && detail::bounded_choices<P> &&
