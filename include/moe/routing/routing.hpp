@@ -29,7 +29,7 @@ struct basic_routing {
   V* score =
       nullptr;  ///< [T,K] or null: the score before weighing; ranks pairs when experts overflow.
   std::int32_t const* token_begin = nullptr;  ///< [T+1], or null = K pairs each.
-  batch tokens;                               ///< Ids, seed, token mask, sources.
+  batch tokens{};                             ///< Ids, seed, token mask, sources.
 
   MOE_HOST_DEVICE constexpr std::int64_t first_pair(std::int64_t t) const noexcept {
     return token_begin != nullptr ? token_begin[t] : t * K;

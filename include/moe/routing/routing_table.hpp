@@ -85,7 +85,8 @@ struct routing_table {
 /// segment that can be in use besides. padded: P * sources * C, where C is the greater of training
 /// and evaluation. A capacity that depends on the load is bounded by T rows in a segment: no gate
 /// gives a token the same expert twice. A user's routing that does may need more; what does not
-/// fit is counted in `beyond_max_rows`.
+/// fit is counted in `beyond_max_rows`. The bound holds for routings of fewer tokens and choices, but
+/// of exactly E experts: a capacity grows when they become fewer.
 /// @pre  shape has T >= 0, K, E, sources >= 1; rules.align >= 1.
 inline std::int64_t max_rows(table_rules const& rules, table_shape const& shape) noexcept {
   std::int64_t const segments =
