@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include <moe/core/thread_team.hpp>
 #include <moe/loss/load_balance.hpp>
 
 namespace {

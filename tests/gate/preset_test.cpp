@@ -10,6 +10,7 @@
 #include <support/preset_run.hpp>
 #include <vector>
 
+#include <moe/core/thread_team.hpp>
 #include <moe/gate/preset.hpp>
 #include <moe/gate/presets.hpp>
 

@@ -10,8 +10,8 @@
 
 #include <moe/core/concepts.hpp>
 #include <moe/core/config.hpp>
+#include <moe/core/cpu.hpp>
 #include <moe/core/error.hpp>
-#include <moe/core/execution.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/view.hpp>
