@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -24,16 +25,12 @@ class vector_view {
   MOE_HOST_DEVICE constexpr vector_view(T* data, std::int64_t size) noexcept
       : data_(data), size_(size) {}
 
-  /// All elements of anything with `data()` and `size()`.
+  /// All elements of anything with `data()` and `size()`; so a view of mutable elements is one of
+  /// constant ones, too.
+  MOE_NO_EXEC_CHECK
   template <contiguous_storage<T> Storage>
-  constexpr vector_view(Storage&& storage) noexcept
+  MOE_HOST_DEVICE constexpr vector_view(Storage&& storage) noexcept
       : data_(storage.data()), size_(static_cast<std::int64_t>(storage.size())) {}
-
-  /// A view of mutable elements is a view of constant ones.
-  MOE_HOST_DEVICE constexpr operator vector_view<T const>() const noexcept
-      requires(!std::is_const_v<T>) {
-    return {data_, size_};
-  }
 
   MOE_HOST_DEVICE constexpr T* data() const noexcept { return data_; }
   MOE_HOST_DEVICE constexpr std::int64_t size() const noexcept { return size_; }
@@ -76,10 +73,10 @@ class matrix_view {
             {{"rows", rows}, {"cols", cols}, {"size", size}});
   }
 
-  MOE_HOST_DEVICE constexpr operator matrix_view<T const>() const noexcept
-      requires(!std::is_const_v<T>) {
-    return {data_, rows_, cols_, ld_};
-  }
+  /// A view of mutable elements is a view of constant ones.
+  template <std::same_as<value_type> U>
+  MOE_HOST_DEVICE constexpr matrix_view(matrix_view<U> const& other) noexcept
+      : data_(other.data()), rows_(other.rows()), cols_(other.cols()), ld_(other.ld()) {}
 
   MOE_HOST_DEVICE constexpr T* data() const noexcept { return data_; }
   MOE_HOST_DEVICE constexpr std::int64_t rows() const noexcept { return rows_; }
