@@ -16,8 +16,8 @@ namespace moe {
 
 /// Where a public function was called: the file and line that an error message ends with.
 struct call_site {
-  char const* file;
-  int line;
+  char const* file = "unknown";
+  int line = 0;
 
   /// As a default argument this names the caller (std::source_location is missing in clang 14).
   static constexpr call_site here(char const* file = __builtin_FILE(),
