@@ -136,6 +136,18 @@ TEST_CASE("gate/route_backward: masked tokens take gradients of scores only wher
   d = p.gradient(mixtral{});
   for (std::size_t const i : {4u, 5u, 6u, 7u}) CHECK(d[i] == 0);
   CHECK(d[0] != 0);
+
+  // Gradients of a masked token's weights are not read, even where a routing gives it experts.
+  moe::cpu const exec;
+  std::vector<std::int32_t> expert{0, 1, 2, 3, 1, 2};
+  moe::basic_routing<double> const given{
+      .T = 3, .K = 2, .E = 4, .expert = expert.data(), .tokens = p.tokens};
+  p.dweight[2] = p.dweight[3] = std::numeric_limits<double>::quiet_NaN();
+  moe::buffer const scratch(moe::route_scratch<mixtral, double>(exec, 4));
+  moe::route_backward(exec, mixtral{}, moe::matrix_view(p.logits, 3, 4), given, {p.dweight, 3, 2},
+                      {}, scratch, moe::matrix_view(d, 3, 4));
+  for (std::size_t const i : {4u, 5u, 6u, 7u}) CHECK(d[i] == 0);
+  CHECK(d[0] != 0);
 }
 
 TEST_CASE("gate/route_backward: invalid tokens have gradient 0 and spoil no other") {
