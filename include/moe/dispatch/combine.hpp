@@ -97,13 +97,15 @@ void combine_backward(cpu const& exec, matrix_view<S const> dout, matrix_view<S 
   std::int64_t const M = dout.cols();
   bool const past_cache = is_past_cache(drows, table.counts->rows);
   auto const range = [&](std::int64_t first, std::int64_t last) {
+    std::int64_t const end = table.first_pair(last);
     for (std::int64_t t = first; t < last; ++t) {
       A copied = 0;
       for (std::int64_t i = table.first_pair(t); i < table.first_pair(t + 1); ++i) {
         std::int32_t const r = table.row_of[i];
         A const w = weight[i];
         if (r >= 0) {
-          dweight[i] = dot(rows.row(r), dout.row(t), M);
+          std::int64_t const next = i + 1 < end ? table.row_of[i + 1] : -1;
+          dweight[i] = dot(rows.row(r), dout.row(t), M, next < 0 ? nullptr : rows.row(next));
           scale_row(drows.row(r), dout.row(t), w, M, past_cache);
         } else if (r == no_row(expert_kind::copy) && !tokens.absent()) {
           dweight[i] = dot(tokens.row(t), dout.row(t), M);

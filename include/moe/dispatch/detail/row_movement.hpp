@@ -71,13 +71,13 @@ void spread_tokens(cpu const& exec, matrix_view<S const> tokens, routing_table c
         std::int64_t const r = table.row_of[i];
         if (r < 0) continue;
         if (weight != nullptr) {
-          scale_row(rows.row(r), token, weight[i], M, past_cache);
+          scale_row(rows.row(r), token, weight[i], M, past_cache, ahead);
         } else if (past_cache) {
           copy_past_cache(rows.row(r), token, bytes, ahead);
-          ahead = nullptr;
         } else {
           std::memcpy(rows.row(r), token, static_cast<std::size_t>(bytes));
         }
+        ahead = nullptr;
       }
     }
   };
@@ -146,11 +146,8 @@ struct row_sum {
   }
 
   void load_block_ahead(std::int64_t t, std::int64_t c, std::int64_t columns) const {
-    for (std::int64_t i = table.first_pair(t); i < table.first_pair(t + 1); ++i) {
-      if (table.row_of[i] < 0) continue;
-      S const* const row = rows.row(table.row_of[i]);
-      for (std::int64_t l = c; l < c + columns; l += lanes<S>) load_ahead(row + l);
-    }
+    for (std::int64_t i = table.first_pair(t); i < table.first_pair(t + 1); ++i)
+      if (table.row_of[i] >= 0) load_ahead(rows.row(table.row_of[i]), c, columns);
   }
 };
 

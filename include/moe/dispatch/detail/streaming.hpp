@@ -43,9 +43,12 @@ inline void copy_past_cache(void* to, void const* from, std::int64_t bytes,
   auto* target = static_cast<std::byte*>(to);
   auto const* source = static_cast<std::byte const*>(from);
 #if defined(__SSE2__)
-  std::int64_t const head = elements_to_line(target);
-  std::int64_t i = head < bytes ? head : bytes;
-  std::memcpy(target, source, static_cast<std::size_t>(i));
+  // A line that other rows share is stored through the cache, and last, when it has been loaded.
+  std::int64_t const to_line = elements_to_line(target);
+  std::int64_t const head = to_line < bytes ? to_line : bytes;
+  if (head > 0) __builtin_prefetch(target, 1);
+  if ((bytes - head) % cache_line != 0) __builtin_prefetch(target + bytes - 1, 1);
+  std::int64_t i = head;
   for (; i + cache_line <= bytes; i += cache_line) {
     auto const* line = reinterpret_cast<__m128i const*>(source + i);
     auto* out = reinterpret_cast<__m128i*>(target + i);
@@ -59,6 +62,7 @@ inline void copy_past_cache(void* to, void const* from, std::int64_t bytes,
     _mm_stream_si128(out + 2, quarter2);
     _mm_stream_si128(out + 3, quarter3);
   }
+  std::memcpy(target, source, static_cast<std::size_t>(head));
   std::memcpy(target + i, source + i, static_cast<std::size_t>(bytes - i));
 #else
   static_cast<void>(ahead);
