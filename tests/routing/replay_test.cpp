@@ -82,6 +82,15 @@ TEST_CASE("routing/replay: variable K and no tokens") {
   auto const none = moe::load_routing<float>(saved(moe::routing_buffer(0, 2, 5)));
   CHECK(none.T == 0);
   CHECK(none.E == 5);
+
+  // Parts without elements were saved all the same.
+  float nothing = 0;
+  moe::routing empty;
+  empty.K = empty.E = 1;
+  empty.weight = &nothing;
+  auto const parts = moe::load_routing<float>(saved(empty));
+  CHECK(parts.weight != nullptr);
+  CHECK(parts.score == nullptr);
 }
 
 TEST_CASE("routing/replay: the format, byte by byte") {
@@ -149,6 +158,9 @@ TEST_CASE("routing/replay: each rule of the format has its message") {
     r.token_begin = begin;
     CHECK(refusal(saved(r)) == "load_routing: token_begin does not rise from 0 by at most K");
   }
+  std::int32_t const steep[] = {0, 3, 3, 3};  // more than K
+  r.token_begin = steep;
+  CHECK(refusal(saved(r)) == "load_routing: token_begin does not rise from 0 by at most K");
   std::int32_t const late[] = {1, 1, 2, 3};
   r.token_begin = late;
   CHECK(refusal(saved(r)) == "load_routing: token_begin does not rise from 0 by at most K");

@@ -48,7 +48,8 @@ TEST_CASE("routing/statistics: physical loads and the fraction that is dropped")
   CHECK(loads == std::vector<std::int32_t>{3, 2});
   CHECK(drop_fraction(*table.counts) == doctest::Approx(1.0 / 6));
   CHECK(drop_fraction(moe::table_counts{}) == 0);
-  CHECK(moe::drop_fraction({.kept = 1, .dropped = 1, .beyond_max_rows = 2}) == doctest::Approx(0.75));
+  CHECK(moe::drop_fraction({.kept = 1, .dropped = 1, .beyond_max_rows = 2}) ==
+        doctest::Approx(0.75));
   std::vector<std::int32_t> one(1);
   CHECK_THROWS_WITH_AS(physical_loads(table, one), doctest::Contains("size = 1, P = 2"),
                        moe::precondition_error);
