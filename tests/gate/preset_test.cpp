@@ -180,7 +180,7 @@ TEST_CASE("gate/preset: the same bits for any number of threads") {
   });
 }
 
-TEST_CASE("gate/preset: padded rows and an expert map change where rows are, not what is kept") {
+TEST_CASE("gate/preset: padded rows change where rows are, not what is kept") {
   auto const logits = random_logits(64, 6, 7);
   auto router = moe::deepspeed_topk({.capacity_factor = 0.5, .min_capacity = 0});
   preset_run const packed(router, logits, 6, moe::batch{.training = true});
