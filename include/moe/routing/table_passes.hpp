@@ -152,10 +152,12 @@ class table_passes {
           if (keys_of_[g] != not_full)
             keys[keys_of_[g] + rank] = priority_key(priority(i, t, j, e), rank);
         });
-    exec_.each(groups_, [&](std::int64_t g, int) {
+    auto const select = [&](std::int64_t g, int) {
       if (keys_of_[g] != not_full)
         select_slots(keys + keys_of_[g], load_[g], keep_[g], slots_ + keys_of_[g]);
-    });
+    };
+    // Where one chunk holds all tokens, waking other threads costs more than the work.
+    (chunks_ == 1 ? cpu{} : exec_).each(groups_, select);
     settle();
   }
 
