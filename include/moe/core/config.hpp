@@ -21,13 +21,21 @@ compile with -fno-finite-math-only"
 
 // Inline bodies depend on the instruction set, so its name is part of every symbol: translation
 // units built with different -m flags link safely, and handing a type of one to a function of the
-// other is a link error instead of an illegal instruction.
+// other is a link error instead of an illegal instruction. MOE_VECTOR_BYTES is the width of its
+// registers.
 #if defined(__AVX512F__)
 #define MOE_ABI abi_avx512
+#define MOE_VECTOR_BYTES 64
 #elif defined(__AVX2__) && defined(__FMA__)
 #define MOE_ABI abi_avx2
+#define MOE_VECTOR_BYTES 32
 #elif defined(__AVX__)
 #define MOE_ABI abi_avx
+#define MOE_VECTOR_BYTES 32
 #else
 #define MOE_ABI abi_base
+#define MOE_VECTOR_BYTES 16
 #endif
+
+// Kernels whose accumulators must stay in registers are inlined whole.
+#define MOE_ALWAYS_INLINE inline __attribute__((always_inline))
