@@ -66,10 +66,11 @@ compile with -fno-associative-math"
 #define MOE_ABI abi_base
 #endif
 
-// Width of the widest vector register.
+// Bytes of the vectors that kernels are written for: a function of MOE_ABI.
 #if defined(__AVX512F__)
 #define MOE_VECTOR_BYTES 64
-#elif defined(__AVX__)
+#elif defined(__AVX2__) || defined(__FMA__) || defined(__BMI2__) || defined(__AVX__) || \
+    defined(__F16C__) || defined(__BMI__)
 #define MOE_VECTOR_BYTES 32
 #else
 #define MOE_VECTOR_BYTES 16

@@ -12,6 +12,7 @@
 #include <moe/core/memory.hpp>
 #include <moe/core/view.hpp>
 #include <moe/dispatch/update.hpp>
+#include <moe/expert/detail/expect_shapes.hpp>
 #include <moe/expert/detail/gemm_block.hpp>
 #include <moe/expert/segments.hpp>
 
@@ -46,23 +47,6 @@ class task_list {
   std::int64_t panels_;
 };
 
-template <class A, class B, class C>
-void expect_shapes(row_segments const& segments, std::int64_t a_cols, matrix_view<A> a,
-                   stacked_view<B> b, std::int64_t c_cols, matrix_view<C> c, call_site site) {
-  expects(segments.experts >= 0 && segments.sources >= 1 && b.count() == segments.experts,
-          "grouped_gemm: one matrix for each expert of the segments", site,
-          {{"matrices", b.count()}, {"experts", segments.experts}, {"sources", segments.sources}});
-  expects(a.cols() == a_cols && c.cols() == c_cols,
-          "grouped_gemm: rows and weights agree in width", site,
-          {{"weights.rows", b.rows()}, {"weights.cols", b.cols()}, {"cols", a.cols()},
-           {"other cols", c.cols()}});
-  expects(a.rows() == c.rows(), "grouped_gemm: as many rows in as out", site,
-          {{"rows", a.rows()}, {"other rows", c.rows()}});
-  expects(a.ld() >= a.cols() && b.ld() >= b.cols() && c.ld() >= c.cols(),
-          "grouped_gemm: leading dimension >= columns", site,
-          {{"ld", a.ld()}, {"weights.ld", b.ld()}, {"other ld", c.ld()}});
-}
-
 }  // namespace detail::gemm
 
 /// The library's own grouped product. Weights are read where they lie, [P, in, out] row-major, and packed
@@ -94,10 +78,7 @@ struct builtin_gemm {
                       memory scratch, call_site site = call_site::here()) {
     using namespace detail::gemm;
     expect_shapes(segments, b.rows(), a, b, b.cols(), c, site);
-    expects(bias.absent() || (bias.rows() == b.count() && bias.cols() == b.cols()),
-            "grouped_gemm: bias is [P,out]", site,
-            {{"bias.rows", bias.rows()}, {"bias.cols", bias.cols()}, {"P", b.count()},
-             {"out", b.cols()}});
+    expect_bias(bias, b, site);
     run_rows<V>(exec, segments, b.cols(), scratch, site,
                 [&](int p, std::int32_t const* ids, std::int64_t m, std::int64_t j, std::int64_t n,
                     V* room) {

@@ -90,11 +90,12 @@ class stacked_view {
             {{"count", count}, {"rows", rows}, {"cols", cols}, {"size", storage.size()}});
   }
 
-  constexpr operator stacked_view<T const>() const noexcept
-    requires(!std::is_const_v<T>)
-  {
-    return {data_, count_, rows_, cols_, ld_, stride_};
-  }
+  /// A view of mutable elements is a view of constant ones.
+  template <class U>
+    requires std::is_same_v<U const, T> &&(!std::is_const_v<U>)constexpr stacked_view(
+        stacked_view<U> const& other) noexcept
+      : stacked_view(other.data(), other.count(), other.rows(), other.cols(), other.ld(),
+                     other.stride()) {}
 
   constexpr T* data() const noexcept { return data_; }
   constexpr std::int64_t count() const noexcept { return count_; }

@@ -88,12 +88,12 @@ template <class V>
 inline constexpr int strip_cols = 8 * lanes<V>;
 
 template <int R, class V>
-void stream_strip(std::int64_t depth, V const* a, V const* b, std::int64_t ldb, V* c,
+void stream_strip(std::int64_t k, V const* a, V const* b, std::int64_t ldb, V* c,
                   std::int64_t ldc) {
   // Few rows need more columns, so that enough sums are in flight to hide the latency of adding.
   constexpr int W = R == 1 ? 8 : (R <= 3 ? 4 : 2);
   for (int w = 0; w < 8; w += W)
-    stream_tile<R, W>(depth, a, b + w * lanes<V>, ldb, c + w * lanes<V>, ldc);
+    stream_tile<R, W>(k, a, b + w * lanes<V>, ldb, c + w * lanes<V>, ldc);
 }
 
 template <class V, int... R>

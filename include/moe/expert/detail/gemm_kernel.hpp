@@ -72,15 +72,15 @@ void multiply_tile(std::int64_t k, V const* __restrict a, V const* __restrict b,
 /// Rows of B that one pass of `stream_tile` reads: that many sequential streams of memory.
 inline constexpr int stream_depth = 8;
 
-/// c[r][j] += sum over `depth` rows of a[k][r] b[k][j] for R rows and W vectors of columns, with B where
+/// c[r][j] += sum over k of a[k][r] b[k][j] for R rows and W vectors of columns, with B where
 /// it lies: no packing, each row of B is one stream. Order of k as in multiply_tile.
 template <int R, int W, class V>
-MOE_ALWAYS_INLINE void stream_tile(std::int64_t depth, V const* a, V const* b, std::int64_t ldb,
+MOE_ALWAYS_INLINE void stream_tile(std::int64_t k, V const* a, V const* b, std::int64_t ldb,
                                    V* c, std::int64_t ldc) {
   constexpr int L = lanes<V>;
   simd<V> sum[R][W];
   unroll<R>([&](auto i) { unroll<W>([&](auto w) { sum[i][w] = load(c + i * ldc + w * L); }); });
-  for (; depth > 0; --depth, a += a_stride, b += ldb)
+  for (; k > 0; --k, a += a_stride, b += ldb)
     unroll<W>([&](auto w) {
       simd<V> const v = load(b + w * L);
       unroll<R>([&](auto i) { sum[i][w] += a[i] * v; });
