@@ -85,7 +85,7 @@ struct silu {
   template <std::floating_point V>
   MOE_HOST_DEVICE V derivative(V x) const noexcept {
     V const s = detail::sigmoid_of(x);
-    return s + x * s * (V(1) - s);
+    return s + x * s * detail::sigmoid_of(-x);  // 1 - s would cancel
   }
 };
 
@@ -111,8 +111,8 @@ struct gelu_tanh {
   }
   template <std::floating_point V>
   MOE_HOST_DEVICE V derivative(V x) const noexcept {
-    V const s = detail::sigmoid_of(twice_inner(x));
-    return s + x * s * (V(1) - s) * (scale<V> * (V(1) + V(3 * 0.044715) * x * x));
+    V const z = twice_inner(x), s = detail::sigmoid_of(z);
+    return s + x * s * detail::sigmoid_of(-z) * (scale<V> * (V(1) + V(3 * 0.044715) * x * x));
   }
 
  private:
