@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <map>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include <moe/core/cpu.hpp>
@@ -17,11 +19,26 @@
 
 namespace moe_bench {
 
+/// Values in [-0.5, 0.5), from a linear congruence: large arrays must not cost more than the benchmark.
 inline std::vector<float> random_floats(std::int64_t n, std::uint32_t seed) {
-  std::mt19937 random(seed);
+  std::uint32_t state = seed * 2654435761u + 1;
   std::vector<float> values(static_cast<std::size_t>(n));
-  for (float& v : values) v = static_cast<float>(random() >> 8) * 0x1p-24f - 0.5f;
+  for (float& v : values) {
+    state = state * 1664525u + 1013904223u;
+    v = static_cast<float>(state >> 8) * 0x1p-24f - 0.5f;
+  }
   return values;
+}
+
+/// Parameters and gradients of E experts: made once, for all cases of that shape.
+inline std::pair<float*, float*> arrays_of(moe::ffn_shape const& shape) {
+  static std::map<std::int64_t, std::pair<std::vector<float>, std::vector<float>>> made;
+  auto& [parameters, gradients] = made[shape.P * 1000003 + shape.M * 1009 + shape.H];
+  if (parameters.empty()) {
+    parameters = random_floats(moe::ffn_elements<float>(shape, true, false), 1);
+    gradients.resize(parameters.size());
+  }
+  return {parameters.data(), gradients.data()};
 }
 
 inline double seconds(auto&& f) {
@@ -40,7 +57,8 @@ inline double fma_roof(moe::cpu const& exec) {
   for (int i = 0; i < 9; ++i) {
     double const time = seconds([&] {
       exec.run([&](int member) {
-        vector sum[sums] = {};
+        vector sum[sums];  // all different, or they would be computed once
+        for (int k = 0; k < sums; ++k) sum[k] = vector{} + static_cast<float>(k);
         vector x = vector{} + 0.999f, y = vector{} + 0.001f;
         for (int n = 0; n < steps; ++n) {
           __asm__ volatile("" : "+x"(x));
@@ -62,7 +80,7 @@ struct layer_case {
   int K, E;
   moe::routing_buffer routing;
   moe::table_buffer table;
-  std::vector<float> parameters, gradients, tokens, dout;
+  std::vector<float> tokens, dout;
   moe::ffn_weights<float> weights, dweights;
 
   layer_case(std::int64_t tokens_count, int experts, int choices, std::int64_t width,
@@ -74,12 +92,10 @@ struct layer_case {
         E(experts),
         routing(T, K, E),
         table(shape()),
-        parameters(random_floats(moe::ffn_elements<float>({E, M, H}, true, false), 1)),
-        gradients(parameters.size()),
         tokens(random_floats(T * M, 2)),
         dout(random_floats(T * M, 3)),
-        weights(moe::carve_ffn(parameters.data(), {E, M, H}, true, false)),
-        dweights(moe::carve_ffn(gradients.data(), {E, M, H}, true, false)) {
+        weights(moe::carve_ffn(arrays_of({E, M, H}).first, {E, M, H}, true, false)),
+        dweights(moe::carve_ffn(arrays_of({E, M, H}).second, {E, M, H}, true, false)) {
     std::mt19937 random(4);
     std::vector<std::int32_t> ids(static_cast<std::size_t>(E));
     for (int e = 0; e < E; ++e) ids[static_cast<std::size_t>(e)] = e;
