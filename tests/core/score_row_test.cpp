@@ -41,8 +41,7 @@ TEST_CASE("core/score_row: the order of a sum shows in its bits") {
   array_row<float> const row(scores.data(), 64);
   CHECK(row.sum([](int, float s) { return s; }) == 0x1p24f + 2.0f);
   for (int const width : {1, 2, 4, 8, 16, 32})
-    CHECK(moe_test::law_sum(
-              scores, [](int, float s) { return s; }, width) == 0x1p24f + 2.0f);
+    CHECK(moe_test::law_sum(scores, [](int, float s) { return s; }, width) == 0x1p24f + 2.0f);
 }
 
 TEST_CASE("core/score_row: NaN is no candidate") {

@@ -35,6 +35,14 @@ template <class T>
 concept scalar = std::same_as<T, float> || std::same_as<T, double> || std::same_as<T, bf16> ||
                  std::same_as<T, half>;
 
+namespace detail {
+
+/// Unlike T*, this does not convert to that of a base class, which would step by another size.
+template <class T>
+using array_pointer = T (*)[];
+
+}  // namespace detail
+
 /// Storage whose elements lie one after another: what a view can be made from.
 ///
 /// Syntax.    `s.data()` is a pointer to T, or to the non-const of it; `s.size()` is an integer.
@@ -43,8 +51,8 @@ concept scalar = std::same_as<T, float> || std::same_as<T, double> || std::same_
 /// Models.    std::vector, std::array, std::span; a tensor class with data() and size().
 template <class S, class T>
 concept contiguous_storage = requires(S& s) {
-  // As pointers to arrays: a pointer to a derived class would step by another size.
-  requires std::convertible_to<std::remove_pointer_t<decltype(s.data())>(*)[], T(*)[]>;
+  requires std::convertible_to<detail::array_pointer<std::remove_pointer_t<decltype(s.data())>>,
+                               detail::array_pointer<T>>;
   { s.size() } -> std::convertible_to<std::size_t>;
 };
 

@@ -35,7 +35,8 @@ class error : public std::runtime_error {
 /// The caller broke a precondition of a public function.
 class precondition_error : public error {
  public:
-  precondition_error(std::string const& message, call_site site)
+  // Inlined into tagged functions: a copy of its own would be shared by all instruction sets.
+  [[gnu::always_inline]] precondition_error(std::string const& message, call_site site)
       : error(message + " (called at " + site.file + ":" + std::to_string(site.line) + ")"),
         site_(site) {}
 

@@ -134,7 +134,7 @@ class array_row {
     for (int l = 0; e + l < size_; ++l) lane[l] += f(e + l);
     if (size_ >= lanes) return fold(lane, lanes / 2);
     int used = lanes;  // the others are 0 and need not be added
-    while (used / 2 >= size_) used /= 2;
+    while (used > 1 && used / 2 >= size_) used /= 2;
     return fold(lane, used / 2);
   }
 

@@ -55,7 +55,6 @@ class thread_team {
       context_ = context;
       caller_ = inside();
       working_.store(size() - 1, std::memory_order_relaxed);
-      failure_ = nullptr;
       epoch_.store(epoch_.load(std::memory_order_relaxed) + 1, std::memory_order_release);
     }
     start_.notify_all();
