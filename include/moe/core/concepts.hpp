@@ -12,24 +12,39 @@
 
 namespace moe::inline MOE_ABI {
 
+struct bf16;
+struct half;
+
+/// An element type of tokens, rows and parameters.
+///
+/// Syntax.    `static_cast<accumulate_t<T>>(x)` and `static_cast<T>(a)`, see core/scalar.hpp.
+/// Semantics. The first is exact, the second rounds to nearest, ties to even.
+/// Models.    float, double, `bf16`, `half`.
+template <class T>
+concept scalar = std::same_as<T, float> || std::same_as<T, double> || std::same_as<T, bf16> ||
+                 std::same_as<T, half>;
+
 /// Storage whose elements lie one after another: what a view can be made from.
 ///
-/// Syntax.    `s.data()` converts to `T*`; `s.size()` is an integer.
+/// Syntax.    `s.data()` is a pointer to T, or to the non-const of it; `s.size()` is an integer.
 /// Semantics. [data, data + size) are live elements as long as the storage is.
 /// Cost.      O(1).
 /// Models.    std::vector, std::array, std::span; a tensor class with data() and size().
 template <class S, class T>
 concept contiguous_storage = requires(S& s) {
-  { s.data() } -> std::convertible_to<T*>;
+  // As pointers to arrays: a pointer to a derived class would step by another size.
+  requires std::convertible_to<std::remove_pointer_t<decltype(s.data())>(*)[], T(*)[]>;
   { s.size() } -> std::convertible_to<std::size_t>;
 };
 
 /// A team of threads that runs one task at a time on all its members.
 ///
 /// Syntax.    `t.size()`; `t.run(task, context)` with `void task(void* context, int member)`.
-/// Semantics. Calls task once for every member in [0, size), concurrently, and returns after the
-///            last has returned. An exception of a member is rethrown by run, one of them if many.
+/// Semantics. Calls task once for every member in [0, size) and returns after the last has returned.
+///            Members run concurrently where there are threads for them, so a task never waits for
+///            another member. An exception of a member is rethrown by run, one of them if many.
 ///            Everything written before run is seen by the members, and theirs after it.
+///            size() never changes.
 /// Cost.      Creates no thread and allocates nothing.
 /// Models.    `thread_team`, `openmp_team`.
 template <class T>
@@ -46,6 +61,10 @@ struct any_map {
   MOE_HOST_DEVICE V operator()(int, V s) const { return s; }
   MOE_HOST_DEVICE V operator()(int, V s, V) const { return s; }
 };
+
+/// Before `choices<P::max_k>` is formed, which refuses other values.
+template <class P>
+concept bounded_choices = requires { requires P::max_k >= 1 && P::max_k <= max_choices; };
 
 }  // namespace detail
 
@@ -83,14 +102,14 @@ concept score_row = requires(R& r, R const& c, detail::any_map<typename R::value
 /// Semantics. Finite logits give finite scores, and -inf stays -inf: a row keeps its candidates.
 ///            backward turns grad from d/dscores into d/dlogits, given the scores that the forward
 ///            made; a score of -inf has gradient 0.
-/// Cost.      O(E); no allocation beyond P::copies row copies (0 if not declared).
+/// Cost.      O(E); no allocation beyond P::copies row copies in one call (0 if not declared).
 /// Models.    `softmax`, `sigmoid`, `identity`.
 template <class P, class R>
 concept score_policy = score_row<R> && std::copyable<P> &&
-    requires(P const& p, R& row, R const& scores, token const& t) {
-  { p(row, t) } -> std::same_as<void>;
-  { p.backward(scores, row, t) } -> std::same_as<void>;
-};
+                       requires(P const& p, R& row, R const& scores, token const& t) {
+                         { p(row, t) } -> std::same_as<void>;
+                         { p.backward(scores, row, t) } -> std::same_as<void>;
+                       };
 
 /// A select policy picks up to k experts of a row of keys, best first.
 ///
@@ -98,15 +117,15 @@ concept score_policy = score_row<R> && std::copyable<P> &&
 /// Semantics. 1 <= k() <= max_k. Sets choices.k = k() and each choices.expert[j], j < k: an id in
 ///            [0, E), all different, or -1 where no live candidate was left, and these come last.
 ///            Keys may be destroyed. An expert whose key is -inf is never chosen. No gradient flows.
-/// Cost.      O(E k); no allocation beyond P::copies row copies (0 if not declared).
-/// Models.    `top_k`, `visible`, `gumbel`, `replayed`.
+/// Cost.      O(E k); no allocation beyond P::copies row copies in one call (0 if not declared).
+/// Models.    `top_k`, `visible`, `sampled`, `replayed`.
 template <class P, class R>
-concept select_policy = score_row<R> && std::copyable<P> && (P::max_k >= 1) &&
-    (P::max_k <= max_choices) &&
+concept select_policy =
+    score_row<R> && std::copyable<P> && detail::bounded_choices<P> &&
     requires(P const& p, R& keys, choices<P::max_k, typename R::value_type>& c, token const& t) {
-  { p.k() } -> std::same_as<int>;
-  { p(keys, c, t) } -> std::same_as<void>;
-};
+      { p.k() } -> std::same_as<int>;
+      { p(keys, c, t) } -> std::same_as<void>;
+    };
 
 /// A weigh policy gives the chosen experts their weights.
 ///
@@ -116,12 +135,13 @@ concept select_policy = score_row<R> && std::copyable<P> && (P::max_k >= 1) &&
 /// Cost.      O(k); no allocation.
 /// Models.    `as_scored`, `renormalised`, `softmax_of_selected`, `scaled`.
 template <class P, class R, int MaxK>
-concept weigh_policy = score_row<R> && std::copyable<P> &&
+concept weigh_policy =
+    score_row<R> && std::copyable<P> &&
     requires(P const& p, R const& scores, R& dscores, choices<MaxK, typename R::value_type>& c,
              choices<MaxK, typename R::value_type> const& dc) {
-  { p(scores, c) } -> std::same_as<void>;
-  { p.backward(scores, dc, dc, dscores) } -> std::same_as<void>;
-};
+      { p(scores, c) } -> std::same_as<void>;
+      { p.backward(scores, dc, dc, dscores) } -> std::same_as<void>;
+    };
 
 /// A token-choice gate: a small copyable value that sends one token to at most k of E experts.
 ///
@@ -130,17 +150,17 @@ concept weigh_policy = score_row<R> && std::copyable<P> &&
 ///            weigh policy do. backward is given those scores, the choices, d/dweight in dc.weight
 ///            and in dscores the gradient that reaches the scores directly (from a loss; else 0),
 ///            and leaves d/dlogits in dscores.
-/// Cost.      O(E k); G::copies row copies at the same time (at most 2 if not declared).
+/// Cost.      O(E k); G::copies row copies in one call (at most 2 if not declared).
 /// Models.    `gate<Score, Select, Weigh>`.
 template <class G, class R>
-concept token_gate = score_row<R> && std::copyable<G> && (G::max_k >= 1) &&
-    (G::max_k <= max_choices) &&
+concept token_gate =
+    score_row<R> && std::copyable<G> && detail::bounded_choices<G> &&
     requires(G const& g, R& row, R const& scores, choices<G::max_k, typename R::value_type>& c,
              choices<G::max_k, typename R::value_type> const& dc, token const& t) {
-  { g.k() } -> std::same_as<int>;
-  { g(row, c, t) } -> std::same_as<void>;
-  { g.backward(scores, dc, dc, row, t) } -> std::same_as<void>;
-};
+      { g.k() } -> std::same_as<int>;
+      { g(row, c, t) } -> std::same_as<void>;
+      { g.backward(scores, dc, dc, row, t) } -> std::same_as<void>;
+    };
 
 /// A source of noise: a number for each (token, expert).
 ///

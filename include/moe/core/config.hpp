@@ -15,19 +15,53 @@
 
 // The library tells NaN and infinities apart: -inf is "not a candidate", NaN is counted.
 #if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
-#error "moe: -ffast-math / -ffinite-math-only remove the NaN and infinity tests this library needs; \
-compile with -fno-finite-math-only"
+#error \
+    "moe: -ffast-math / -ffinite-math-only remove the NaN and infinity tests this library needs; \
+compile without them"
+#endif
+// Sums have an order that is part of the result. Only g++ tells; other compilers are trusted.
+#if defined(__ASSOCIATIVE_MATH__)
+#error \
+    "moe: -ffast-math / -fassociative-math reorder the sums this library promises to reproduce; \
+compile with -fno-associative-math"
 #endif
 
 // Inline bodies depend on the instruction set, so its name is part of every symbol: translation
 // units built with different -m flags link safely, and handing a type of one to a function of the
-// other is a link error instead of an illegal instruction.
-#if defined(__AVX512F__)
+// other is a link error instead of an illegal instruction. A tag is a generation of machines, named
+// by the first of them: it stands for any subset of the instructions that are new in it.
+#if defined(__x86_64__) || defined(__i386__) || defined(_M_X64)
+#if defined(__AVX512FP16__) || defined(__AMX_TILE__) || defined(__AVX10_1__)
+#define MOE_ABI abi_avx512_fp16
+#elif defined(__AVX512BF16__)
+#define MOE_ABI abi_avx512_bf16
+#elif defined(__AVX512VBMI__) || defined(__AVX512VBMI2__) || defined(__AVX512IFMA__)
+#define MOE_ABI abi_avx512_vbmi
+#elif defined(__AVX512VNNI__)
+#define MOE_ABI abi_avx512_vnni
+#elif defined(__AVX512F__)
 #define MOE_ABI abi_avx512
-#elif defined(__AVX2__) && defined(__FMA__)
+#elif defined(__AVXVNNI__)
+#define MOE_ABI abi_avx2_vnni
+#elif defined(__AVX2__) || defined(__FMA__) || defined(__BMI2__)
 #define MOE_ABI abi_avx2
-#elif defined(__AVX__)
+#elif defined(__AVX__) || defined(__F16C__) || defined(__BMI__)
 #define MOE_ABI abi_avx
+#elif defined(__SSE3__) || defined(__POPCNT__)
+#define MOE_ABI abi_sse4
+#else
+#define MOE_ABI abi_base
+#endif
+#elif defined(__aarch64__)
+#if defined(__ARM_FEATURE_SVE2)
+#define MOE_ABI abi_sve2
+#elif defined(__ARM_FEATURE_SVE)
+#define MOE_ABI abi_sve
+#elif defined(__ARM_FEATURE_ATOMICS) || defined(__ARM_FEATURE_DOTPROD)
+#define MOE_ABI abi_armv8_2
+#else
+#define MOE_ABI abi_base
+#endif
 #else
 #define MOE_ABI abi_base
 #endif

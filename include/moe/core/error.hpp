@@ -3,19 +3,21 @@
 #pragma once
 
 #include <concepts>
+#include <cstdio>
 #include <initializer_list>
 #include <stdexcept>
 #include <string>
 
 #include <moe/core/config.hpp>
 
-// Not in the ABI-tagged namespace: an exception must be catchable from any translation unit.
+// The exceptions are not in the ABI-tagged namespace: one must be catchable from any translation
+// unit. Everything that computes is in it.
 namespace moe {
 
 /// Where a public function was called: the file and line that an error message ends with.
 struct call_site {
-  char const* file;
-  int line;
+  char const* file = "unknown";
+  int line = 0;
 
   /// As a default argument this names the caller (std::source_location is missing in clang 14).
   static constexpr call_site here(char const* file = __builtin_FILE(),
@@ -50,22 +52,38 @@ class format_error : public error {
   using error::error;
 };
 
+}  // namespace moe
+
+namespace moe::inline MOE_ABI {
+
 /// A number by name, for the end of an error message. Costs nothing until it is printed.
 class named_value {
  public:
   constexpr named_value(char const* name, std::integral auto value) noexcept
-      : name_(name), integer_(static_cast<long long>(value)) {}
+      : name_(name),
+        integer_(static_cast<unsigned long long>(value)),
+        is_negative_(std::signed_integral<decltype(value)> && static_cast<long long>(value) < 0) {}
   constexpr named_value(char const* name, std::floating_point auto value) noexcept
       : name_(name), real_(static_cast<double>(value)), is_real_(true) {}
 
   std::string text() const {
-    return std::string(name_) + " = " + (is_real_ ? std::to_string(real_) : std::to_string(integer_));
+    std::string number;
+    if (is_real_) {
+      char digits[32];
+      std::snprintf(digits, sizeof digits, "%.9g", real_);
+      number = digits;
+    } else {
+      number = is_negative_ ? std::to_string(static_cast<long long>(integer_))
+                            : std::to_string(integer_);
+    }
+    return std::string(name_) + " = " + number;
   }
 
  private:
   char const* name_;
-  long long integer_ = 0;
+  unsigned long long integer_ = 0;
   double real_ = 0;
+  bool is_negative_ = false;
   bool is_real_ = false;
 };
 
@@ -91,7 +109,8 @@ namespace detail {
 /// Example: expects(K <= E, "route: K <= E", site, {{"K", K}, {"E", E}});
 constexpr void expects(bool condition, char const* rule, call_site site,
                        std::initializer_list<named_value> values = {}) {
-  if (!condition) [[unlikely]] detail::refuse(rule, site, values);
+  if (!condition) [[unlikely]]
+    detail::refuse(rule, site, values);
 }
 
-}  // namespace moe
+}  // namespace moe::inline MOE_ABI

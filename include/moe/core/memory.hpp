@@ -4,12 +4,13 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <limits>
 #include <new>
+#include <type_traits>
+#include <utility>
 
 #include <moe/core/config.hpp>
 #include <moe/core/error.hpp>
-#include <moe/core/view.hpp>
 
 namespace moe::inline MOE_ABI {
 
@@ -28,18 +29,22 @@ class memory {
   constexpr memory(void* data, std::size_t bytes) noexcept
       : data_(static_cast<std::byte*>(data)), left_(bytes) {}
 
-  /// The next `count` elements, uninitialised, aligned to `alignment`.
-  /// @throws precondition_error if there are fewer bytes left.
+  /// The next `count` elements, uninitialised, aligned to `alignment`; of 0 elements, any pointer.
+  /// @param what  Function and rule of the caller: "build_table: scratch >= build_table_scratch(...)".
+  /// @throws precondition_error if there are fewer bytes left, or count < 0.
   template <class T>
   T* take(std::int64_t count, char const* what, call_site site) {
+    static_assert(std::is_trivially_copyable_v<T> && alignof(T) <= alignment);
+    constexpr auto most = std::numeric_limits<std::int64_t>::max() / (2 * std::int64_t{sizeof(T)});
+    expects(count >= 0 && count <= most, what, site, {{"elements", count}});
+    if (count == 0) return reinterpret_cast<T*>(data_);
     auto const misaligned = reinterpret_cast<std::uintptr_t>(data_) % alignment;
     std::size_t const skip = misaligned == 0 ? 0 : alignment - misaligned;
-    std::size_t const bytes = static_cast<std::size_t>(count) * sizeof(T);
-    expects(skip <= left_ && bytes <= left_ - skip, what, site,
-            {{"bytes needed", bytes + skip}, {"bytes left", left_}});
+    std::size_t const bytes = skip + static_cast<std::size_t>(count) * sizeof(T);
+    expects(bytes <= left_, what, site, {{"bytes needed", bytes}, {"bytes left", left_}});
     T* const piece = reinterpret_cast<T*>(data_ + skip);
-    data_ += skip + bytes;
-    left_ -= skip + bytes;
+    data_ += bytes;
+    left_ -= bytes;
     return piece;
   }
 
@@ -51,7 +56,7 @@ class memory {
   std::size_t left_ = 0;
 };
 
-/// Adds up what `memory::take` will need, worst case of alignment included.
+/// Adds up what `memory::take` will need, worst case of alignment included: one `add` for each take.
 class memory_size {
  public:
   template <class T>
@@ -68,22 +73,25 @@ class memory_size {
 /// An owner for callers who have none: aligned bytes, uninitialised, converting to `memory`.
 class buffer {
  public:
-  buffer() = default;
+  constexpr buffer() noexcept = default;
   explicit buffer(std::size_t bytes)
       : data_(static_cast<std::byte*>(::operator new(bytes, std::align_val_t{memory::alignment}))),
         bytes_(bytes) {}
+  buffer(buffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+  buffer& operator=(buffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  ~buffer() { ::operator delete(data_, std::align_val_t{memory::alignment}); }
 
-  operator memory() const noexcept { return {data_.get(), bytes_}; }
-  std::byte* data() const noexcept { return data_.get(); }
+  operator memory() const noexcept { return {data_, bytes_}; }
+  std::byte* data() const noexcept { return data_; }
   std::size_t size() const noexcept { return bytes_; }
 
  private:
-  struct free {
-    void operator()(std::byte* data) const noexcept {
-      ::operator delete(data, std::align_val_t{memory::alignment});
-    }
-  };
-  std::unique_ptr<std::byte, free> data_;
+  std::byte* data_ = nullptr;
   std::size_t bytes_ = 0;
 };
 

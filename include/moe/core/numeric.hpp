@@ -5,23 +5,55 @@
 #include <cmath>
 #include <concepts>
 #include <cstdint>
+#include <type_traits>
 
 #include <moe/core/config.hpp>
 
 namespace moe::inline MOE_ABI {
 
-/// e to the x. float: within 2 units in the last place, 0 below -87.3 and +inf above 88.7; written
-/// without branches so that compilers turn loops over it into vector code. double: std::exp.
+namespace detail {
+
+/// All bits if a < b, else none; a and b below 2^31. Selecting by masks keeps loops free of branches:
+/// g++ moves a floating-point operation into the branch of `?:` that uses it, and then finds no way
+/// to turn the loop into vector code.
+MOE_HOST_DEVICE constexpr std::uint32_t mask_if_less(std::uint32_t a, std::uint32_t b) noexcept {
+  return static_cast<std::uint32_t>(static_cast<std::int32_t>(a - b) >> 31);
+}
+
+}  // namespace detail
+
+/// `a` if condition, else `b`, by bits: a conditional operator lets compilers move the work for `a`
+/// and `b` into branches, and a loop with branches does not become vector code.
+template <std::floating_point V>
+MOE_HOST_DEVICE constexpr V where(bool condition, V a, V b) noexcept {
+  using Bits = std::conditional_t<sizeof(V) == 4, std::int32_t, std::int64_t>;
+  Bits const mask = -static_cast<Bits>(condition);
+  return __builtin_bit_cast(
+      V, (__builtin_bit_cast(Bits, a) & mask) | (__builtin_bit_cast(Bits, b) & ~mask));
+}
+
+/// e to the x. float: within 1.1 units in the last place, 0 below -87.3, +inf above 88.7, NaN for
+/// NaN; without branches, so that compilers turn loops over it into vector code. double: std::exp.
 MOE_HOST_DEVICE inline float exp(float x) noexcept {
 #if defined(__CUDA_ARCH__)
   return ::expf(x);
 #else
-  // x = n ln2 + r with |r| <= ln2 / 2; e^r by a polynomial of degree 6 (Cephes' expf).
-  constexpr float round_to_integer = 0x1.8p23f;
-  float const clamped = x < -87.3f ? -87.3f : (x > 88.7f ? 88.7f : x);
-  float const shifted = clamped * 1.44269504088896341f + round_to_integer;
-  float const n = shifted - round_to_integer;
-  float const r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
+  auto const bits = __builtin_bit_cast(std::uint32_t, x);
+  std::uint32_t const sign = bits & 0x80000000u;
+  std::uint32_t const magnitude = bits ^ sign;
+  std::uint32_t const negative = 0u - (sign >> 31);
+  constexpr std::uint32_t lowest = __builtin_bit_cast(std::uint32_t, 87.3f);
+  constexpr std::uint32_t highest = __builtin_bit_cast(std::uint32_t, 88.7f);
+  constexpr std::uint32_t infinity = 0x7f800000u;
+  std::uint32_t const limit = highest - (negative & (highest - lowest));
+  std::uint32_t const outside = detail::mask_if_less(limit, magnitude);
+  std::uint32_t const nan = detail::mask_if_less(infinity, magnitude);
+  // x = n ln2 + r with |r| <= ln2 / 2; e^r by a polynomial of degree 7 (Cephes' expf).
+  auto const inside = __builtin_bit_cast(float, bits & ~outside);
+  auto const signed_half = __builtin_bit_cast(float, sign | 0x3f000000u);
+  auto const n = static_cast<std::int32_t>(inside * 1.44269504088896341f + signed_half);
+  auto const real_n = static_cast<float>(n);
+  float const r = (inside - real_n * 0.693359375f) - real_n * -2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -30,15 +62,17 @@ MOE_HOST_DEVICE inline float exp(float x) noexcept {
   p = p * r + 5.0000001201e-1f;
   float const e_to_r = p * (r * r) + r + 1.0f;
   // 2^n by its exponent bits, in two factors because n = 128 has none of its own.
-  auto const exponent = static_cast<std::int32_t>(n);
-  std::int32_t const half = exponent >> 1;
-  float const scale0 = __builtin_bit_cast(float, (half + 127) << 23);
-  float const scale1 = __builtin_bit_cast(float, (exponent - half + 127) << 23);
-  float const value = e_to_r * scale0 * scale1;
-  return x < -87.3f ? 0.0f : (x > 88.7f ? __builtin_bit_cast(float, 0x7f800000) : value);
+  std::int32_t const half = n >> 1;
+  auto const scale0 = __builtin_bit_cast(float, (half + 127) << 23);
+  auto const scale1 = __builtin_bit_cast(float, (n - half + 127) << 23);
+  auto const value = __builtin_bit_cast(std::uint32_t, e_to_r* scale0* scale1);
+  std::uint32_t const beyond = (infinity & ~negative) | (bits & nan);
+  return __builtin_bit_cast(float, (value & ~outside) | (beyond & outside));
 #endif
 }
-MOE_HOST_DEVICE inline double exp(double x) noexcept { return ::exp(x); }
+MOE_HOST_DEVICE inline double exp(double x) noexcept {
+  return ::exp(x);
+}
 
 /// Whether a logit is NaN or +inf, which no gate accepts. By bits: one integer comparison.
 MOE_HOST_DEVICE constexpr bool is_invalid_logit(float x) noexcept {
@@ -50,11 +84,12 @@ MOE_HOST_DEVICE constexpr bool is_invalid_logit(double x) noexcept {
   return (bits & 0x7fffffffffffffffu) >= 0x7ff0000000000000u && bits != 0xfff0000000000000u;
 }
 
-/// A float as an unsigned integer of the same order; NaN of either sign comes below -inf.
+/// A float as an unsigned integer of the same order, -0 and 0 being equal; NaN of either sign comes
+/// below -inf.
 MOE_HOST_DEVICE constexpr std::uint32_t ordered_bits(float x) noexcept {
   auto const bits = __builtin_bit_cast(std::uint32_t, x);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return 0;
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+  return bits > 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
 }  // namespace moe::inline MOE_ABI

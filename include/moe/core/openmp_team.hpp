@@ -4,12 +4,12 @@
 
 #include <exception>
 
-#include <moe/core/config.hpp>
 #include <moe/core/concepts.hpp>
+#include <moe/core/config.hpp>
 #include <moe/core/error.hpp>
 
 #if !defined(_OPENMP)
-#error "moe: core/openmp_team.hpp needs OpenMP (-fopenmp); thread_team in core/execution.hpp does not"
+#error "moe: core/openmp_team.hpp needs OpenMP (-fopenmp); core/thread_team.hpp does not"
 #endif
 
 #include <omp.h>

@@ -33,11 +33,20 @@ MOE_HOST_DEVICE constexpr philox_block philox(philox_block counter, std::uint32_
   return counter;
 }
 
-/// What a draw is for. Draws of two streams never share a counter.
-enum class stream : std::uint32_t { jitter = 1, gumbel = 2, overflow = 3, noise = 4, dispatch = 5, user = 64 };
+/// What a draw is for. Draws of two streams never share a counter. A user's own streams are those
+/// from `user` to 255.
+enum class stream : std::uint32_t {
+  jitter = 1,
+  gumbel = 2,
+  overflow = 3,
+  noise = 4,
+  dispatch = 5,
+  user = 64
+};
 
 /// 32 random bits of element `index` of one token's stream. Does not depend on the number of
 /// threads or ranks, on the batch split, or on what else is drawn.
+/// @pre index < 2^26.
 MOE_HOST_DEVICE constexpr std::uint32_t random_bits(token const& t, stream s,
                                                     std::uint32_t index) noexcept {
   // The token's 64-bit id, the step and (stream, index / 4) are the counter; the seed is the key.

@@ -54,7 +54,20 @@ class array_row {
 
   MOE_HOST_DEVICE constexpr V max(int first, int last) const noexcept {
     V best = no_score<V>;
-    for (int e = first; e < last; ++e) best = scores_[e] > best ? scores_[e] : best;
+    int e = first;
+    if (last - first >= lanes) {
+      // In lanes, because compilers do not reorder the comparisons of one chain.
+      V lane[lanes];
+      for (V& v : lane) v = no_score<V>;
+      for (; e + lanes <= last; e += lanes)
+        for (int l = 0; l < lanes; ++l)
+          lane[l] = scores_[e + l] > lane[l] ? scores_[e + l] : lane[l];
+      for (int width = lanes / 2; width > 0; width /= 2)
+        for (int l = 0; l < width; ++l)
+          lane[l] = lane[l + width] > lane[l] ? lane[l + width] : lane[l];
+      best = lane[0];
+    }
+    for (; e < last; ++e) best = scores_[e] > best ? scores_[e] : best;
     return best;
   }
 
@@ -85,25 +98,48 @@ class array_row {
   }
 
   MOE_HOST_DEVICE constexpr choice<V> pop_max(int first, int last) noexcept {
-    choice<V> best{-1, no_score<V>};
-    for (int e = first; e < last; ++e)
-      if (scores_[e] > best.key) best = {e, scores_[e]};
-    if (best.expert >= 0) scores_[best.expert] = no_score<V>;
-    return best;
+    V const highest = max(first, last);
+    if (!is_candidate(highest)) return {-1, no_score<V>};
+    // The value first and then its first place: both are vector code, a search for both is not.
+    int e = first;
+    for (; e + lanes <= last; e += lanes) {
+      int place = lanes;
+      for (int l = 0; l < lanes; ++l) {
+        int const here = scores_[e + l] == highest ? l : lanes;
+        place = here < place ? here : place;
+      }
+      if (place < lanes) return pop(e + place);
+    }
+    while (scores_[e] != highest) ++e;
+    return pop(e);
   }
 
  private:
+  static constexpr int lanes = 32;
+
+  MOE_HOST_DEVICE constexpr choice<V> pop(int e) noexcept {
+    choice<V> const best{e, scores_[e]};
+    scores_[e] = no_score<V>;
+    return best;
+  }
+
   /// Lane l of 32 adds elements l, l + 32, ...; the lanes are added as a butterfly. A warp, a part
   /// of one and a plain loop can all follow this order, so their sums are equal bit by bit.
   template <class F>
   MOE_HOST_DEVICE constexpr V sum_of(F const& f) const {
-    constexpr int lanes = 32;
     V lane[lanes] = {};
     int e = 0;
     for (; e + lanes <= size_; e += lanes)
       for (int l = 0; l < lanes; ++l) lane[l] += f(e + l);
     for (int l = 0; e + l < size_; ++l) lane[l] += f(e + l);
-    for (int width = lanes / 2; width > 0; width /= 2)
+    if (size_ >= lanes) return fold(lane, lanes / 2);
+    int used = lanes;  // the others are 0 and need not be added
+    while (used / 2 >= size_) used /= 2;
+    return fold(lane, used / 2);
+  }
+
+  MOE_HOST_DEVICE static constexpr V fold(V (&lane)[lanes], int width) noexcept {
+    for (; width > 0; width /= 2)
       for (int l = 0; l < width; ++l) lane[l] += lane[l + width];
     return lane[0];
   }

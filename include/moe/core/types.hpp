@@ -19,7 +19,7 @@ enum no_expert : int {
 
 /// What a policy may know of a token besides its scores.
 struct token {
-  std::int64_t id = 0;     ///< Global: the same token has the same id on any rank, in any batch split.
+  std::int64_t id = 0;  ///< Global: the same token has the same id on any rank, in any batch split.
   std::int64_t row = 0;    ///< Row of this token in the logits.
   std::uint64_t seed = 0;  ///< Key of every random draw.
   std::uint32_t step = 0;  ///< Training step; draws of two steps are independent.

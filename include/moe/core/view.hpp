@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -24,17 +25,12 @@ class vector_view {
   MOE_HOST_DEVICE constexpr vector_view(T* data, std::int64_t size) noexcept
       : data_(data), size_(size) {}
 
-  /// All elements of anything with `data()` and `size()`.
+  /// All elements of anything with `data()` and `size()`; so a view of mutable elements is one of
+  /// constant ones, too.
+  MOE_NO_EXEC_CHECK
   template <contiguous_storage<T> Storage>
-  constexpr vector_view(Storage&& storage) noexcept
+  MOE_HOST_DEVICE constexpr vector_view(Storage&& storage) noexcept
       : data_(storage.data()), size_(static_cast<std::int64_t>(storage.size())) {}
-
-  /// A view of mutable elements is a view of constant ones.
-  MOE_HOST_DEVICE constexpr operator vector_view<T const>() const noexcept
-    requires(!std::is_const_v<T>)
-  {
-    return {data_, size_};
-  }
 
   MOE_HOST_DEVICE constexpr T* data() const noexcept { return data_; }
   MOE_HOST_DEVICE constexpr std::int64_t size() const noexcept { return size_; }
@@ -71,17 +67,16 @@ class matrix_view {
   constexpr matrix_view(Storage&& storage, std::int64_t rows, std::int64_t cols,
                         call_site site = call_site::here())
       : data_(storage.data()), rows_(rows), cols_(cols), ld_(cols) {
-    expects(rows >= 0 && cols >= 0 &&
-                (cols == 0 || rows <= static_cast<std::int64_t>(storage.size()) / cols),
-            "matrix_view: rows * cols <= size of the storage", site,
-            {{"rows", rows}, {"cols", cols}, {"size", storage.size()}});
+    auto const size = static_cast<std::int64_t>(storage.size());
+    expects(rows >= 0 && cols >= 0 && (cols == 0 || rows <= size / cols),
+            "matrix_view: rows >= 0, cols >= 0, rows * cols <= size of the storage", site,
+            {{"rows", rows}, {"cols", cols}, {"size", size}});
   }
 
-  MOE_HOST_DEVICE constexpr operator matrix_view<T const>() const noexcept
-    requires(!std::is_const_v<T>)
-  {
-    return {data_, rows_, cols_, ld_};
-  }
+  /// A view of mutable elements is a view of constant ones.
+  template <std::same_as<value_type> U>
+  MOE_HOST_DEVICE constexpr matrix_view(matrix_view<U> const& other) noexcept
+      : data_(other.data()), rows_(other.rows()), cols_(other.cols()), ld_(other.ld()) {}
 
   MOE_HOST_DEVICE constexpr T* data() const noexcept { return data_; }
   MOE_HOST_DEVICE constexpr std::int64_t rows() const noexcept { return rows_; }
@@ -95,7 +90,7 @@ class matrix_view {
   MOE_HOST_DEVICE constexpr bool absent() const noexcept { return data_ == nullptr; }
   /// Elements from the first of row 0 to the last of the last row.
   MOE_HOST_DEVICE constexpr std::int64_t span() const noexcept {
-    return rows_ == 0 ? 0 : (rows_ - 1) * ld_ + cols_;
+    return rows_ == 0 || cols_ == 0 ? 0 : (rows_ - 1) * ld_ + cols_;
   }
 
  private:
@@ -108,24 +103,25 @@ class matrix_view {
 template <class T>
 vector_view(T*, std::int64_t) -> vector_view<T>;
 template <class Storage>
-vector_view(Storage&&) -> vector_view<std::remove_pointer_t<decltype(std::declval<Storage&>().data())>>;
+vector_view(Storage&&)
+    -> vector_view<std::remove_pointer_t<decltype(std::declval<Storage&>().data())>>;
 template <class T>
 matrix_view(T*, std::int64_t, std::int64_t) -> matrix_view<T>;
 template <class T>
 matrix_view(T*, std::int64_t, std::int64_t, std::int64_t) -> matrix_view<T>;
 template <class Storage>
-  requires(!std::is_pointer_v<std::remove_cvref_t<Storage>>)
 matrix_view(Storage&&, std::int64_t, std::int64_t)
     -> matrix_view<std::remove_pointer_t<decltype(std::declval<Storage&>().data())>>;
 
-/// Whether two views share a byte between their first and last elements. O(1).
+/// Whether two views share a byte between their first and last elements, the gaps between the rows
+/// of one (ld > cols) included. A view without elements overlaps nothing. O(1).
 template <class A, class B>
 bool overlap(matrix_view<A> a, matrix_view<B> b) noexcept {
   auto const a0 = reinterpret_cast<std::uintptr_t>(a.data());
   auto const b0 = reinterpret_cast<std::uintptr_t>(b.data());
   auto const a1 = a0 + static_cast<std::size_t>(a.span()) * sizeof(A);
   auto const b1 = b0 + static_cast<std::size_t>(b.span()) * sizeof(B);
-  return a0 < b1 && b0 < a1;
+  return a0 < a1 && b0 < b1 && a0 < b1 && b0 < a1;
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -4,18 +4,11 @@
 
 #include <moe/core/concepts.hpp>
 #include <moe/core/config.hpp>
+#include <moe/core/score_row.hpp>
 #include <moe/core/types.hpp>
+#include <moe/gate/row_copies.hpp>
 
 namespace moe::inline MOE_ABI {
-
-/// Row copies that a policy makes at the same time: P::copies, or 0 where it declares none.
-template <class P>
-inline constexpr int row_copies = [] {
-  if constexpr (requires { P::copies; })
-    return static_cast<int>(P::copies);
-  else
-    return 0;
-}();
 
 /// logits -> Score -> scores -> Select -> experts -> Weigh -> weights, for one token.
 ///
@@ -28,7 +21,7 @@ struct gate {
   using weigh_type = Weigh;
 
   static constexpr int max_k = Select::max_k;
-  /// The keys that Select may destroy are one copy; in backward the gradient is.
+  /// The keys that Select may destroy are one copy.
   static constexpr int copies = 1 + row_copies<Score> + row_copies<Select>;
 
   [[no_unique_address]] Score score{};
@@ -46,6 +39,20 @@ struct gate {
     score(row, t);
     R keys = row.copy();
     select(keys, chosen, t);
+    weigh(row, chosen);
+  }
+
+  /// What backward needs, from the logits again and without selecting again.
+  /// @param row     [E] in: logits; out: scores.
+  /// @param chosen  in: k and experts as the forward left them; out: their weights. An expert that
+  ///                is not a candidate becomes -1.
+  template <score_row R>
+    requires score_policy<Score, R> && weigh_policy<Weigh, R, max_k>
+  MOE_HOST_DEVICE constexpr void rescore(R& row, choices<max_k, typename R::value_type>& chosen,
+                                         token const& t) const {
+    score(row, t);
+    for (int j = 0; j < chosen.k; ++j)
+      if (chosen.expert[j] >= 0 && !is_candidate(row.at(chosen.expert[j]))) chosen.expert[j] = -1;
     weigh(row, chosen);
   }
 

@@ -19,8 +19,9 @@ struct softmax {
     using V = typename R::value_type;
     V const highest = row.max(0, row.size());
     if (!is_candidate(highest)) return;
-    row.transform([=](int, V l) { return is_candidate(l) ? moe::exp(l - highest) : no_score<V>; });
-    V const total = row.sum([](int, V s) { return is_candidate(s) ? s : V(0); });
+    row.transform(
+        [=](int, V l) { return where(is_candidate(l), moe::exp(l - highest), no_score<V>); });
+    V const total = row.sum([](int, V s) { return where(is_candidate(s), s, V(0)); });
     row.transform([=](int, V s) { return s / total; });  // -inf stays -inf
   }
 
@@ -28,9 +29,10 @@ struct softmax {
   template <score_row R>
   MOE_HOST_DEVICE constexpr void backward(R const& scores, R& grad, token const&) const {
     using V = typename R::value_type;
-    V const mean = grad.sum(scores, [](int, V g, V s) { return is_candidate(s) ? s * g : V(0); });
+    V const mean =
+        grad.sum(scores, [](int, V g, V s) { return where(is_candidate(s), s * g, V(0)); });
     grad.transform(scores,
-                   [=](int, V g, V s) { return is_candidate(s) ? s * (g - mean) : V(0); });
+                   [=](int, V g, V s) { return where(is_candidate(s), s * (g - mean), V(0)); });
   }
 };
 
@@ -40,7 +42,7 @@ struct sigmoid {
   MOE_HOST_DEVICE constexpr void operator()(R& row, token const&) const {
     using V = typename R::value_type;
     row.transform(
-        [](int, V l) { return is_candidate(l) ? V(1) / (V(1) + moe::exp(-l)) : no_score<V>; });
+        [](int, V l) { return where(is_candidate(l), V(1) / (V(1) + moe::exp(-l)), no_score<V>); });
   }
 
   /// dl[e] = s[e] (1 - s[e]) g[e].
@@ -48,7 +50,7 @@ struct sigmoid {
   MOE_HOST_DEVICE constexpr void backward(R const& scores, R& grad, token const&) const {
     using V = typename R::value_type;
     grad.transform(scores,
-                   [](int, V g, V s) { return is_candidate(s) ? s * (V(1) - s) * g : V(0); });
+                   [](int, V g, V s) { return where(is_candidate(s), s * (V(1) - s) * g, V(0)); });
   }
 };
 
@@ -60,7 +62,7 @@ struct identity {
   template <score_row R>
   MOE_HOST_DEVICE constexpr void backward(R const& scores, R& grad, token const&) const {
     using V = typename R::value_type;
-    grad.transform(scores, [](int, V g, V s) { return is_candidate(s) ? g : V(0); });
+    grad.transform(scores, [](int, V g, V s) { return where(is_candidate(s), g, V(0)); });
   }
 };
 

@@ -11,6 +11,9 @@
 
 namespace moe::inline MOE_ABI {
 
+// All backward functions use the scores and the chosen ids alone, not chosen.weight: a caller may
+// have changed the weights of a routing since (renormalised what was kept).
+
 /// w[j] = s[expert[j]]: the score as it is (Switch, DeepSpeed top-1, OLMoE).
 struct as_scored {
   template <score_row R, int MaxK>
@@ -30,5 +33,125 @@ struct as_scored {
       if (chosen.expert[j] >= 0) dscores.add(chosen.expert[j], dchosen.weight[j]);
   }
 };
+
+/// w[j] = s[j] / max(sum of the chosen s, floor), s[j] being the score of expert[j].
+/// Source: Mixtral; the floor is that of Tutel and DeepSpeed (FLT_EPSILON), DeepSeek-V3 has 1e-20.
+struct renormalised {
+  float floor = std::numeric_limits<float>::epsilon();
+  /// With fewer choices than this (gate's k, not what was found) the weight stays the score: 2 for
+  /// Tutel, which never normalises a single choice.
+  int from_k = 1;
+
+  template <score_row R, int MaxK>
+  MOE_HOST_DEVICE constexpr void operator()(R const& scores,
+                                            choices<MaxK, typename R::value_type>& chosen) const {
+    as_scored{}(scores, chosen);
+    if (chosen.k < from_k) return;
+    auto total = sum(chosen);
+    if (total < floor) total = floor;
+    for (int j = 0; j < chosen.k; ++j) chosen.weight[j] /= total;
+  }
+
+  /// ds[j] = g[j] / D - sum of g s / D^2, the second term only where D is the sum and not the floor.
+  template <score_row R, int MaxK>
+  MOE_HOST_DEVICE constexpr void backward(R const& scores,
+                                          choices<MaxK, typename R::value_type> const& chosen,
+                                          choices<MaxK, typename R::value_type> const& dchosen,
+                                          R& dscores) const {
+    using V = typename R::value_type;
+    if (chosen.k < from_k) return as_scored{}.backward(scores, chosen, dchosen, dscores);
+    auto scored = chosen;
+    as_scored{}(scores, scored);
+    V const total = sum(scored);
+    V const divisor = total < floor ? V(floor) : total;
+    V mean = 0;  // sum of g w
+    if (total >= floor)
+      for (int j = 0; j < chosen.k; ++j)
+        if (chosen.expert[j] >= 0) mean += dchosen.weight[j] * (scored.weight[j] / divisor);
+    for (int j = 0; j < chosen.k; ++j)
+      if (chosen.expert[j] >= 0)
+        dscores.add(chosen.expert[j], (dchosen.weight[j] - mean) / divisor);
+  }
+
+ private:
+  template <int MaxK, class V>
+  MOE_HOST_DEVICE static constexpr V sum(choices<MaxK, V> const& chosen) {
+    V total = 0;
+    for (int j = 0; j < chosen.k; ++j) total += chosen.weight[j];
+    return total;
+  }
+};
+
+/// w = softmax over the scores of the chosen experts alone; finite scores of any size.
+/// Source: gpt-oss, with identity scores. With softmax scores it is not the same as `renormalised`.
+struct softmax_of_selected {
+  template <score_row R, int MaxK>
+  MOE_HOST_DEVICE constexpr void operator()(R const& scores,
+                                            choices<MaxK, typename R::value_type>& chosen) const {
+    using V = typename R::value_type;
+    V highest = no_score<V>;
+    for (int j = 0; j < chosen.k; ++j)
+      if (chosen.expert[j] >= 0 && scores.at(chosen.expert[j]) > highest)
+        highest = scores.at(chosen.expert[j]);
+    V total = 0;
+    for (int j = 0; j < chosen.k; ++j) {
+      chosen.weight[j] =
+          chosen.expert[j] < 0 ? V(0) : V(moe::exp(scores.at(chosen.expert[j]) - highest));
+      total += chosen.weight[j];
+    }
+    for (int j = 0; j < chosen.k; ++j)
+      if (chosen.expert[j] >= 0) chosen.weight[j] /= total;
+  }
+
+  /// ds[j] = w[j] (g[j] - sum of w g).
+  template <score_row R, int MaxK>
+  MOE_HOST_DEVICE constexpr void backward(R const& scores,
+                                          choices<MaxK, typename R::value_type> const& chosen,
+                                          choices<MaxK, typename R::value_type> const& dchosen,
+                                          R& dscores) const {
+    using V = typename R::value_type;
+    auto weighed = chosen;
+    (*this)(scores, weighed);
+    V mean = 0;
+    for (int j = 0; j < chosen.k; ++j)
+      if (chosen.expert[j] >= 0) mean += weighed.weight[j] * dchosen.weight[j];
+    for (int j = 0; j < chosen.k; ++j)
+      if (chosen.expert[j] >= 0)
+        dscores.add(chosen.expert[j], weighed.weight[j] * (dchosen.weight[j] - mean));
+  }
+};
+
+/// w[j] = factor * the weight that Weigh gives (DeepSeek's routed_scaling_factor).
+template <class Weigh>
+struct scaled {
+  float factor = 1;
+  [[no_unique_address]] Weigh weigh{};
+
+  template <score_row R, int MaxK>
+    requires weigh_policy<Weigh, R, MaxK>
+  MOE_HOST_DEVICE constexpr void operator()(R const& scores,
+                                            choices<MaxK, typename R::value_type>& chosen) const {
+    weigh(scores, chosen);
+    for (int j = 0; j < chosen.k; ++j) chosen.weight[j] *= factor;
+  }
+
+  template <score_row R, int MaxK>
+    requires weigh_policy<Weigh, R, MaxK>
+  MOE_HOST_DEVICE constexpr void backward(R const& scores,
+                                          choices<MaxK, typename R::value_type> const& chosen,
+                                          choices<MaxK, typename R::value_type> const& dchosen,
+                                          R& dscores) const {
+    auto unscaled = chosen;
+    weigh(scores, unscaled);
+    auto dunscaled = dchosen;
+    for (int j = 0; j < chosen.k; ++j) dunscaled.weight[j] *= factor;
+    weigh.backward(scores, unscaled, dunscaled, dscores);
+  }
+};
+
+static_assert(weigh_policy<as_scored, array_row<float>, 1>);
+static_assert(weigh_policy<renormalised, array_row<float>, 2>);
+static_assert(weigh_policy<softmax_of_selected, array_row<double>, max_choices>);
+static_assert(weigh_policy<scaled<renormalised>, array_row<double>, 8>);
 
 }  // namespace moe::inline MOE_ABI

@@ -26,9 +26,9 @@ struct expert_map {
   /// e. Pairs go to replicas in turn, in the order of the table's ranks.
   std::int32_t const* physical_begin = nullptr;
   std::int32_t const* physical = nullptr;
-  int P = 0;                                ///< Physical experts; 0 = E.
-  std::uint8_t const* visible = nullptr;    ///< [E] or null = all: 0 hides an expert.
-  expert_kind const* kind = nullptr;        ///< [E] or null = all computed.
+  int P = 0;                              ///< Physical experts; 0 = E.
+  std::uint8_t const* visible = nullptr;  ///< [E] or null = all: 0 hides an expert.
+  expert_kind const* kind = nullptr;      ///< [E] or null = all computed.
 
   MOE_HOST_DEVICE constexpr bool is_visible(int e) const noexcept {
     return visible == nullptr || visible[e] != 0;

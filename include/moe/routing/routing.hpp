@@ -26,9 +26,10 @@ struct basic_routing {
   /// of range by build_table and routed nowhere.
   std::int32_t* expert = nullptr;
   V* weight = nullptr;  ///< [T,K]: what combine multiplies with.
-  V* score = nullptr;   ///< [T,K] or null: the score before weighing; ranks pairs when experts overflow.
+  V* score =
+      nullptr;  ///< [T,K] or null: the score before weighing; ranks pairs when experts overflow.
   std::int32_t const* token_begin = nullptr;  ///< [T+1], or null = K pairs each.
-  batch tokens;                               ///< Ids, seed, token mask, sources.
+  batch tokens{};                             ///< Ids, seed, token mask, sources.
 
   MOE_HOST_DEVICE constexpr std::int64_t first_pair(std::int64_t t) const noexcept {
     return token_begin != nullptr ? token_begin[t] : t * K;
@@ -47,18 +48,21 @@ using routing = basic_routing<float>;
 template <class V>
 class basic_routing_buffer : public basic_routing<V> {
  public:
+  /// @param token_count  T. @param choices  K. @param experts  E.
   /// @throws precondition_error unless T >= 0, E >= 1, 1 <= K <= min(E, max_choices).
-  basic_routing_buffer(std::int64_t T, int K, int E, call_site site = call_site::here()) {
-    expects(T >= 0 && E >= 1 && K >= 1 && K <= E && K <= max_choices,
+  basic_routing_buffer(std::int64_t token_count, int choices, int experts,
+                       call_site site = call_site::here()) {
+    expects(token_count >= 0 && experts >= 1 && choices >= 1 && choices <= experts &&
+                choices <= max_choices,
             "routing_buffer: T >= 0, E >= 1, 1 <= K <= min(E, 16)", site,
-            {{"T", T}, {"K", K}, {"E", E}});
-    auto const pairs = static_cast<std::size_t>(T * K);
+            {{"T", token_count}, {"K", choices}, {"E", experts}});
+    auto const pairs = static_cast<std::size_t>(token_count * choices);
     experts_.assign(pairs, no_candidate);
     weights_.assign(pairs, V(0));
     scores_.assign(pairs, V(0));
-    this->T = T;
-    this->K = K;
-    this->E = E;
+    this->T = token_count;
+    this->K = choices;
+    this->E = experts;
     this->expert = experts_.data();
     this->weight = weights_.data();
     this->score = scores_.data();

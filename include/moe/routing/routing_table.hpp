@@ -2,12 +2,17 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include <moe/core/config.hpp>
 #include <moe/core/error.hpp>
+#include <moe/core/types.hpp>
 #include <moe/routing/expert_map.hpp>
+#include <moe/routing/table_rules.hpp>
 
 namespace moe::inline MOE_ABI {
 
@@ -31,7 +36,9 @@ struct table_counts {
   std::int64_t missing = 0;          ///< Pairs without a candidate (expert = no_candidate).
   std::int64_t out_of_range = 0;     ///< Pairs whose expert id or whose token's source is no id.
   std::int64_t masked_tokens = 0;    ///< Tokens with live = 0.
-  std::int64_t invalid_tokens = 0;   ///< Tokens whose logits held NaN or +inf.
+  std::int64_t invalid_tokens = 0;   ///< Live tokens whose first choice is `invalid_token`.
+
+  friend constexpr bool operator==(table_counts const&, table_counts const&) = default;
 };
 
 /// The bounds of a table, known before any token is routed.
@@ -49,6 +56,9 @@ struct table_shape {
 /// Segment q = p * sources + s holds the rows that physical expert p takes from source s: used[q]
 /// rows from begin[q], in rank order; rows up to begin[q + 1] are padding (pair_of = -1).
 /// One table serves dispatch, combine and both backwards. Arrays are the caller's.
+///
+/// The bounds that the arrays were made for stand in `room`; build_table sets T, K, E and P to those
+/// of the routing, so that one table serves batches of any size up to that.
 struct routing_table {
   std::int64_t T = 0, max_rows = 0;
   int K = 0, E = 0, P = 0, sources = 1;
@@ -59,6 +69,7 @@ struct routing_table {
   std::int32_t* used = nullptr;               ///< [P*sources]
   std::int32_t* wanted = nullptr;             ///< [E]: pairs that chose an expert, before dropping.
   table_counts* counts = nullptr;             ///< [1]
+  table_shape room{};                         ///< What the arrays have room for.
 
   MOE_HOST_DEVICE constexpr std::int64_t first_pair(std::int64_t t) const noexcept {
     return token_begin != nullptr ? token_begin[t] : t * K;
@@ -67,16 +78,82 @@ struct routing_table {
   MOE_HOST_DEVICE constexpr int segments() const noexcept { return P * sources; }
 };
 
+/// Rows that a table of these rules and bounds can need, padding included: what `max_rows` of a
+/// table_shape should be. shape.max_rows itself is not read.
+///
+/// packed: T * K, or what all segments may take if that is less. aligned: the padding of each
+/// segment that can be in use besides. padded: P * sources * C, where C is the greater of training
+/// and evaluation. A capacity that depends on the load is bounded by T rows in a segment: no gate
+/// gives a token the same expert twice. A user's routing that does may need more; what does not
+/// fit is counted in `beyond_max_rows`. The bound holds for routings of fewer tokens and choices, but
+/// of exactly E experts: a capacity grows when they become fewer.
+/// @pre  shape has T >= 0, K, E, sources >= 1; rules.align >= 1.
+inline std::int64_t max_rows(table_rules const& rules, table_shape const& shape) noexcept {
+  std::int64_t const segments =
+      static_cast<std::int64_t>(shape.P == 0 ? shape.E : shape.P) * shape.sources;
+  std::int64_t const pairs = shape.T * shape.K;
+  std::int64_t const C = std::max(rows_of(rules.cap, shape.T, shape.E, shape.K, true, shape.T),
+                                  rows_of(rules.cap, shape.T, shape.E, shape.K, false, shape.T));
+  if (rules.rows == layout::padded) return segments * C;
+  std::int64_t const packed = is_static(rules.cap) ? std::min(pairs, segments * C) : pairs;
+  if (rules.rows == layout::packed) return packed;
+  return packed + std::min(segments, packed) * (rules.align - 1);
+}
+
 /// A routing table that owns its arrays, for one shape. Not copyable; build_table fills it.
 class table_buffer : public routing_table {
  public:
-  /// @throws precondition_error unless T >= 0, 1 <= K <= 16, E >= 1, sources >= 1, and pairs, rows
-  ///         and segments fit 32-bit ids.
-  explicit table_buffer(table_shape const& shape, call_site site = call_site::here());
+  /// An empty table: no pair has a row.
+  /// @throws precondition_error unless T >= 0, 1 <= K <= 16, E >= 1, P >= 0, sources >= 1, and pairs,
+  ///         rows and segments fit 32-bit ids.
+  explicit table_buffer(table_shape const& shape, call_site site = call_site::here()) {
+    constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max() - 1;
+    expects(shape.T >= 0 && shape.K >= 1 && shape.K <= max_choices && shape.E >= 1 &&
+                shape.P >= 0 && shape.sources >= 1 && shape.max_rows >= 0,
+            "table_buffer: T >= 0, 1 <= K <= 16, E >= 1, P >= 0, sources >= 1, max_rows >= 0", site,
+            {{"T", shape.T},
+             {"K", shape.K},
+             {"E", shape.E},
+             {"P", shape.P},
+             {"sources", shape.sources},
+             {"max_rows", shape.max_rows}});
+    int const physical = shape.P == 0 ? shape.E : shape.P;
+    expects(shape.T <= most / shape.K && shape.max_rows <= most &&
+                std::max(physical, shape.E) <= most / shape.sources,
+            "table_buffer: T * K, max_rows, E * sources and P * sources fit 32-bit ids", site,
+            {{"T", shape.T},
+             {"K", shape.K},
+             {"E", shape.E},
+             {"P", physical},
+             {"sources", shape.sources},
+             {"max_rows", shape.max_rows}});
+    T = shape.T;
+    max_rows = shape.max_rows;
+    K = shape.K;
+    E = shape.E;
+    P = physical;
+    sources = shape.sources;
+    room = shape;
+    room.P = physical;
+    row_of_.assign(static_cast<std::size_t>(T * K), dropped_row);
+    pair_of_.assign(static_cast<std::size_t>(max_rows), -1);
+    begin_.assign(static_cast<std::size_t>(segments()) + 1, 0);
+    used_.assign(static_cast<std::size_t>(segments()), 0);
+    wanted_.assign(static_cast<std::size_t>(E), 0);
+    counts_.resize(1);
+    row_of = row_of_.data();
+    pair_of = pair_of_.data();
+    begin = begin_.data();
+    used = used_.data();
+    wanted = wanted_.data();
+    counts = counts_.data();
+  }
+  table_buffer(table_buffer&&) noexcept = default;
+  table_buffer& operator=(table_buffer&&) noexcept = default;
 
  private:
-  std::vector<std::int32_t> ids_;
-  std::vector<table_counts> result_;
+  std::vector<std::int32_t> row_of_, pair_of_, begin_, used_, wanted_;
+  std::vector<table_counts> counts_;
 };
 
 }  // namespace moe::inline MOE_ABI

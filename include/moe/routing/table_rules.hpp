@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include <moe/core/config.hpp>
-#include <moe/core/error.hpp>
+#include <moe/routing/capacity.hpp>
 
 namespace moe::inline MOE_ABI {
 
@@ -22,27 +22,14 @@ enum class order {
   choice_major  ///< All first choices by token, then all second ones, ... (DeepSpeed top-2, Tutel).
 };
 
-/// Which pairs an expert keeps when more than C want it.
+/// Which pairs an expert keeps when more than C want it. Kept pairs take slots in rank order.
 enum class overflow {
   position,          ///< The first C in rank order.
-  score,             ///< The C of highest `routing::rank_score`.
+  score,             ///< The C of highest `routing::rank_score`, compared as float.
   random,            ///< The C of highest random number, drawn for (token id, expert).
   batch_prioritised  ///< The first C by falling best score of the token, inside each choice if the
                      ///< order is choice_major; ranks follow that priority, too. (Riquelme et al.,
                      ///< "Scaling vision with sparse mixture of experts", 2021.)
-};
-
-/// How many rows one expert takes from one source at most. Made by the functions below.
-struct capacity_rule {
-  enum class kind : std::uint8_t { dropless, fixed, deepspeed, tutel, gshard, switch_transformer };
-
-  kind rule = kind::dropless;
-  double factor = 1;
-  double eval_factor = 1;
-  std::int64_t rows = 0;  ///< fixed: C. deepspeed, switch_transformer: the least C.
-  int multiple = 1;       ///< Tutel's alignment, or the tensor-parallel size of a dropless DeepSpeed C.
-
-  friend constexpr bool operator==(capacity_rule const&, capacity_rule const&) = default;
 };
 
 /// Everything build_table must be told besides the routing.

@@ -1,0 +1,11 @@
+# Sets moe_arguments to the arguments of the running script that follow "--".
+set(moe_arguments "")
+set(past_dashes FALSE)
+math(EXPR last "${CMAKE_ARGC} - 1")
+foreach(i RANGE ${last})
+  if(past_dashes)
+    list(APPEND moe_arguments "${CMAKE_ARGV${i}}")
+  elseif(CMAKE_ARGV${i} STREQUAL "--")
+    set(past_dashes TRUE)
+  endif()
+endforeach()

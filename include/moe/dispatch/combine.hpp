@@ -1,0 +1,186 @@
+// Combine: each token's output is the weighted sum of the rows that its choices were given.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include <moe/core/concepts.hpp>
+#include <moe/core/config.hpp>
+#include <moe/core/cpu.hpp>
+#include <moe/core/error.hpp>
+#include <moe/core/scalar.hpp>
+#include <moe/core/view.hpp>
+#include <moe/dispatch/detail/checks.hpp>
+#include <moe/dispatch/detail/row_movement.hpp>
+#include <moe/dispatch/update.hpp>
+#include <moe/routing/expert_map.hpp>
+#include <moe/routing/routing_table.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// out[t] = the sum of weight[i] * rows[row of i] over the pairs i of token t that have a row, plus
+/// weight[i] * tokens[t] for each pair at a copy expert.
+///
+/// Zero experts add nothing. Nor do constant and shared ones here: what they add is not a row of the
+/// table; expert/ adds it to `out`.
+///
+/// @param rows    [>= N, M] in, N = table.counts->rows; padding rows are not read.
+/// @param weight  One value for each pair: [T,K], or as token_begin says. Not rounded to S.
+/// @param tokens  [T,M] in: what was dispatched.
+/// @param out     [T,M] out; a token without any addend gets zeros. Each row is written once.
+/// @param mode    update::add adds the sum to what out holds.
+/// @pre   out overlaps neither rows nor tokens.
+/// @throws precondition_error if a shape or @pre is wrong.
+/// @note  Allocates nothing. Sums in accumulate_t<S> in the order of the pairs and rounds once;
+///        bitwise the same for any number of threads.
+/// @cost  Reads N * M, writes T * M elements.
+/// Example: pairs of one token at rows a and b with weights 0.75 and 0.25 give 0.75 a + 0.25 b.
+template <scalar S>
+void combine(cpu const& exec, matrix_view<std::type_identity_t<S> const> rows,
+             routing_table const& table, vector_view<accumulate_t<S> const> weight,
+             matrix_view<std::type_identity_t<S> const> tokens, matrix_view<S> out,
+             update mode = update::assign, call_site site = call_site::here()) {
+  std::int64_t const M = out.cols();
+  detail::movement_checks const check("combine", table, site);
+  check.rows(rows, "rows", M);
+  check.pairs(weight, "weight");
+  check.tokens(tokens, "tokens", M);
+  check.tokens(out, "out", M);
+  check.apart(rows, out, "rows and out");
+  check.apart(tokens, out, "tokens and out");
+  detail::sum_rows<S>(exec, {rows, table, weight.data(), tokens, out, mode == update::add});
+}
+
+/// The same for a table whose pairs are all at computed experts.
+///
+/// @throws precondition_error, too, if table.counts->uncomputed > 0: a copy expert might be among
+///         them, and only the function above has the tokens.
+template <scalar S>
+void combine(cpu const& exec, matrix_view<std::type_identity_t<S> const> rows,
+             routing_table const& table, vector_view<accumulate_t<S> const> weight,
+             matrix_view<S> out, update mode = update::assign, call_site site = call_site::here()) {
+  std::int64_t const M = out.cols();
+  detail::movement_checks const check("combine", table, site);
+  check.rows(rows, "rows", M);
+  check.pairs(weight, "weight");
+  check.tokens(out, "out", M);
+  check.apart(rows, out, "rows and out");
+  check.all_computed();
+  detail::sum_rows<S>(exec, {rows, table, weight.data(), {}, out, mode == update::add});
+}
+
+/// The same without weights, for rows that were weighted when they were dispatched. Its gradient
+/// is `dispatch(exec, dout, table, drows)`.
+template <scalar S>
+void combine(cpu const& exec, matrix_view<std::type_identity_t<S> const> rows,
+             routing_table const& table, matrix_view<S> out, update mode = update::assign,
+             call_site site = call_site::here()) {
+  std::int64_t const M = out.cols();
+  detail::movement_checks const check("combine", table, site);
+  check.rows(rows, "rows", M);
+  check.tokens(out, "out", M);
+  check.apart(rows, out, "rows and out");
+  check.all_computed();
+  detail::sum_rows<S>(exec, {rows, table, nullptr, {}, out, mode == update::add});
+}
+
+namespace detail {
+
+/// Everything combine_backward does; tokens and dtokens are absent where there is no copy expert.
+template <class S>
+void combine_backward(cpu const& exec, matrix_view<S const> dout, matrix_view<S const> rows,
+                      routing_table const& table, vector_view<accumulate_t<S> const> weight,
+                      matrix_view<S const> tokens, matrix_view<S> drows,
+                      vector_view<accumulate_t<S>> dweight, matrix_view<S> dtokens) {
+  using A = accumulate_t<S>;
+  std::int64_t const M = dout.cols();
+  bool const past_cache = is_past_cache(drows, table.counts->rows);
+  auto const range = [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t t = first; t < last; ++t) {
+      A copied = 0;
+      for (std::int64_t i = table.first_pair(t); i < table.first_pair(t + 1); ++i) {
+        std::int32_t const r = table.row_of[i];
+        A const w = weight[i];
+        if (r >= 0) {
+          dweight[i] = dot(rows.row(r), dout.row(t), M);
+          scale_row(drows.row(r), dout.row(t), w, M, past_cache);
+        } else if (r == no_row(expert_kind::copy) && !tokens.absent()) {
+          dweight[i] = dot(tokens.row(t), dout.row(t), M);
+          copied += w;
+        } else {
+          dweight[i] = 0;
+        }
+      }
+      if (!dtokens.absent()) scale(dtokens.row(t), dout.row(t), copied, M);
+    }
+  };
+  for_ranges(exec, table.T, row_bytes(dout) * (1 + 2 * table.K), range);
+  clear_padding(exec, table, drows);
+}
+
+}  // namespace detail
+
+/// The gradient of combine: drows[r] = weight[i] * dout[t] for pair i = pair_of[r] of token t, and
+/// dweight[i] = dot(rows[r], dout[t]). For a pair at a copy expert dweight[i] = dot(tokens[t],
+/// dout[t]), and dtokens[t] is the sum of their weights times dout[t].
+///
+/// @param dout     [T,M] in.
+/// @param rows     [>= N, M] in: what was combined.
+/// @param drows    [>= N, M] out; padding rows are zeroed, rows at and after N not touched. It may be
+///                 `rows` itself.
+/// @param dweight  Out: one value for each pair, 0 for pairs that added nothing.
+/// @param dtokens  [T,M] out: only what came by copy experts; `dispatch_backward` with update::add
+///                 adds the rest.
+/// @pre   Otherwise no output overlaps an input or another output.
+/// @throws precondition_error if a shape or @pre is wrong.
+/// @note  Allocates nothing. Dot products in accumulate_t<S>, in an order that M alone fixes.
+/// @cost  Reads N * M + T * M, writes N * M (and T * M) elements.
+template <scalar S>
+void combine_backward(cpu const& exec, matrix_view<std::type_identity_t<S> const> dout,
+                      matrix_view<std::type_identity_t<S> const> rows, routing_table const& table,
+                      vector_view<accumulate_t<S> const> weight,
+                      matrix_view<std::type_identity_t<S> const> tokens, matrix_view<S> drows,
+                      vector_view<accumulate_t<S>> dweight, matrix_view<S> dtokens,
+                      call_site site = call_site::here()) {
+  std::int64_t const M = dout.cols();
+  detail::movement_checks const check("combine_backward", table, site);
+  check.tokens(dout, "dout", M);
+  check.rows(rows, "rows", M);
+  check.pairs(weight, "weight");
+  check.tokens(tokens, "tokens", M);
+  check.rows(drows, "drows", M);
+  check.pairs(dweight, "dweight");
+  check.tokens(dtokens, "dtokens", M);
+  check.apart(dout, drows, "dout and drows");
+  check.apart(tokens, drows, "tokens and drows");
+  check.same_or_apart(rows, drows, "rows and drows");
+  check.apart(dout, dtokens, "dout and dtokens");
+  check.apart(rows, dtokens, "rows and dtokens");
+  check.apart(tokens, dtokens, "tokens and dtokens");
+  check.apart(drows, dtokens, "drows and dtokens");
+  detail::combine_backward<S>(exec, dout, rows, table, weight, tokens, drows, dweight, dtokens);
+}
+
+/// The same for a table whose pairs are all at computed experts.
+///
+/// @throws precondition_error, too, if table.counts->uncomputed > 0.
+template <scalar S>
+void combine_backward(cpu const& exec, matrix_view<std::type_identity_t<S> const> dout,
+                      matrix_view<std::type_identity_t<S> const> rows, routing_table const& table,
+                      vector_view<accumulate_t<S> const> weight, matrix_view<S> drows,
+                      vector_view<accumulate_t<S>> dweight, call_site site = call_site::here()) {
+  std::int64_t const M = dout.cols();
+  detail::movement_checks const check("combine_backward", table, site);
+  check.tokens(dout, "dout", M);
+  check.rows(rows, "rows", M);
+  check.pairs(weight, "weight");
+  check.rows(drows, "drows", M);
+  check.pairs(dweight, "dweight");
+  check.apart(dout, drows, "dout and drows");
+  check.same_or_apart(rows, drows, "rows and drows");
+  check.all_computed();
+  detail::combine_backward<S>(exec, dout, rows, table, weight, {}, drows, dweight, {});
+}
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,166 @@
+// The two movements behind dispatch, combine and their backwards: tokens to rows, rows to tokens.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include <moe/core/config.hpp>
+#include <moe/core/cpu.hpp>
+#include <moe/core/scalar.hpp>
+#include <moe/core/view.hpp>
+#include <moe/dispatch/detail/row_arithmetic.hpp>
+#include <moe/dispatch/detail/streaming.hpp>
+#include <moe/routing/expert_map.hpp>
+#include <moe/routing/routing_table.hpp>
+
+namespace moe::inline MOE_ABI {
+namespace detail {
+
+/// Calls f(first, last) for ranges that cover [0, n), each on one member of the team.
+template <class F>
+void for_ranges(cpu const& exec, std::int64_t n, std::int64_t bytes_each, F const& f) {
+  std::int64_t const size =
+      std::max<std::int64_t>(1, bytes_per_turn / std::max<std::int64_t>(1, bytes_each));
+  exec.each((n + size - 1) / size, [&](std::int64_t i, int) {
+    f(i * size, std::min(n, (i + 1) * size));
+    store_fence();
+  });
+}
+
+template <class S>
+std::int64_t row_bytes(matrix_view<S> view) noexcept {
+  return view.cols() * static_cast<std::int64_t>(sizeof(S));
+}
+
+/// Whether to store `rows` rows of the view past the cache.
+template <class S>
+bool is_past_cache(matrix_view<S> out, std::int64_t rows) noexcept {
+  return rows * row_bytes(out) >= past_cache_bytes;
+}
+
+/// Zeroes the padding among the rows that the table uses.
+template <class S>
+void clear_padding(cpu const& exec, routing_table const& table, matrix_view<S> rows) {
+  std::int64_t const N = table.counts->rows;
+  if (N == table.counts->kept) return;
+  for_ranges(exec, N, row_bytes(rows), [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t r = first; r < last; ++r)
+      if (table.pair_of[r] < 0) std::fill_n(rows.row(r), rows.cols(), S{});
+  });
+}
+
+/// rows[r] = tokens[t], times the pair's weight if there are weights, for each pair of a token t
+/// that has a row r; padding is zeroed.
+///
+/// By tokens, not by rows: a token is read once, from memory to its last copy, and a table whose
+/// tokens have different numbers of pairs needs no search.
+template <class S>
+void spread_tokens(cpu const& exec, matrix_view<S const> tokens, routing_table const& table,
+                   accumulate_t<S> const* weight, matrix_view<S> rows) {
+  std::int64_t const M = tokens.cols();
+  std::int64_t const bytes = row_bytes(tokens);
+  bool const past_cache = is_past_cache(rows, table.counts->rows);
+  auto const range = [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t t = first; t < last; ++t) {
+      S const* const token = tokens.row(t);
+      S const* ahead = t + 1 < last ? tokens.row(t + 1) : nullptr;
+      for (std::int64_t i = table.first_pair(t); i < table.first_pair(t + 1); ++i) {
+        std::int64_t const r = table.row_of[i];
+        if (r < 0) continue;
+        if (weight != nullptr) {
+          scale_row(rows.row(r), token, weight[i], M, past_cache);
+        } else if (past_cache) {
+          copy_past_cache(rows.row(r), token, bytes, ahead);
+          ahead = nullptr;
+        } else {
+          std::memcpy(rows.row(r), token, static_cast<std::size_t>(bytes));
+        }
+      }
+    }
+  };
+  for_ranges(exec, table.T, bytes * (1 + table.K), range);
+  clear_padding(exec, table, rows);
+}
+
+/// out[t] (=|+=) the sum of weight[i] * rows[row_of[i]] over the pairs i of token t, in order, and
+/// of weight[i] * tokens[t] for pairs at copy experts if there are tokens. Rounded once.
+template <class S>
+struct row_sum {
+  using A = accumulate_t<S>;
+
+  matrix_view<S const> rows;
+  routing_table const& table;
+  A const* weight;              ///< Null = 1.
+  matrix_view<S const> tokens;  ///< Absent = none.
+  matrix_view<S> out;
+  bool add;
+  bool past_cache = is_past_cache(out, table.T);
+
+  /// For token t. `ahead`: t + 1 comes next, so its rows are loaded meanwhile; they lie anywhere,
+  /// and prefetchers of the hardware do not cross pages.
+  void operator()(std::int64_t t, bool ahead) const {
+    for_blocks(out.row(t), out.cols(), [&](std::int64_t c, std::int64_t columns) {
+      if (ahead) load_block_ahead(t + 1, c, columns);
+      alignas(cache_line) A sum[block_columns];
+      fill_block(sum, t, c, columns);
+      if constexpr (std::is_same_v<S, A>) {
+        store_block(out.row(t) + c, sum, columns, past_cache);
+      } else {
+        alignas(cache_line) S rounded[block_columns];
+        convert(rounded, sum, columns);
+        store_block(out.row(t) + c, rounded, columns, past_cache);
+      }
+    });
+  }
+
+ private:
+  term<S> term_of(std::int64_t t, std::int64_t i) const {
+    std::int32_t const r = table.row_of[i];
+    A const w = weight != nullptr ? weight[i] : A(1);
+    if (r >= 0) return {rows.row(r), w};
+    bool const copied = !tokens.absent() && r == no_row(expert_kind::copy);
+    return {copied ? tokens.row(t) : nullptr, w};
+  }
+
+  void fill_block(A* sum, std::int64_t t, std::int64_t c, std::int64_t columns) const {
+    bool begun = add;
+    if (add) convert(sum, out.row(t) + c, columns);
+    term<S> terms[max_terms];
+    int count = 0;
+    std::int64_t const last = table.first_pair(t + 1);
+    for (std::int64_t i = table.first_pair(t); i < last; ++i) {
+      terms[count] = term_of(t, i);
+      if (terms[count].row != nullptr) ++count;
+      if (count == 0 || (count < max_terms && i + 1 < last)) continue;
+      if (begun)
+        add_terms<true>(sum, terms, count, c, columns);
+      else
+        add_terms<false>(sum, terms, count, c, columns);
+      begun = true;
+      count = 0;
+    }
+    if (!begun) std::fill_n(sum, columns, A(0));
+  }
+
+  void load_block_ahead(std::int64_t t, std::int64_t c, std::int64_t columns) const {
+    for (std::int64_t i = table.first_pair(t); i < table.first_pair(t + 1); ++i) {
+      if (table.row_of[i] < 0) continue;
+      S const* const row = rows.row(table.row_of[i]);
+      for (std::int64_t l = c; l < c + columns; l += lanes<S>) load_ahead(row + l);
+    }
+  }
+};
+
+template <class S>
+void sum_rows(cpu const& exec, row_sum<S> const& sum) {
+  std::int64_t const bytes_each = row_bytes(sum.out) * (1 + sum.table.K);
+  for_ranges(exec, sum.table.T, bytes_each, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t t = first; t < last; ++t) sum(t, t + 1 < last);
+  });
+}
+
+}  // namespace detail
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,78 @@
+// Stores that go past the cache, and the loads that are asked for ahead of them.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include <moe/core/config.hpp>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+namespace moe::inline MOE_ABI {
+namespace detail {
+
+inline constexpr std::int64_t cache_line = 64;
+
+/// Outputs of this many bytes and more are stored past the cache.
+inline constexpr std::int64_t past_cache_bytes = std::int64_t{8} << 20;
+
+/// Bytes of work that are worth a turn of one member of a team. A guess.
+inline constexpr std::int64_t bytes_per_turn = std::int64_t{128} << 10;
+
+/// Asks for the line of `address` to be loaded. Never faults.
+inline void load_ahead(void const* address) noexcept {
+  __builtin_prefetch(address, 0, 3);
+}
+
+/// Elements from `address` up to the next cache line, or 0 at its start.
+template <class S>
+std::int64_t elements_to_line(S const* address) noexcept {
+  auto const past =
+      static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(address) % cache_line);
+  return past == 0 ? 0 : (cache_line - past) / static_cast<std::int64_t>(sizeof(S));
+}
+
+/// Copies bytes; whole lines of `to` go past the cache. `store_fence` makes them visible to others.
+/// @param ahead  Null, or bytes that are loaded into the cache meanwhile.
+inline void copy_past_cache(void* to, void const* from, std::int64_t bytes,
+                            void const* ahead = nullptr) noexcept {
+  auto* target = static_cast<std::byte*>(to);
+  auto const* source = static_cast<std::byte const*>(from);
+#if defined(__SSE2__)
+  std::int64_t const head = elements_to_line(target);
+  std::int64_t i = head < bytes ? head : bytes;
+  std::memcpy(target, source, static_cast<std::size_t>(i));
+  for (; i + cache_line <= bytes; i += cache_line) {
+    auto const* line = reinterpret_cast<__m128i const*>(source + i);
+    auto* out = reinterpret_cast<__m128i*>(target + i);
+    __m128i const quarter0 = _mm_loadu_si128(line);
+    __m128i const quarter1 = _mm_loadu_si128(line + 1);
+    __m128i const quarter2 = _mm_loadu_si128(line + 2);
+    __m128i const quarter3 = _mm_loadu_si128(line + 3);
+    if (ahead != nullptr) load_ahead(static_cast<std::byte const*>(ahead) + i);
+    _mm_stream_si128(out, quarter0);
+    _mm_stream_si128(out + 1, quarter1);
+    _mm_stream_si128(out + 2, quarter2);
+    _mm_stream_si128(out + 3, quarter3);
+  }
+  std::memcpy(target + i, source + i, static_cast<std::size_t>(bytes - i));
+#else
+  static_cast<void>(ahead);
+  std::memcpy(target, source, static_cast<std::size_t>(bytes));
+#endif
+}
+
+/// Orders stores past the cache before whatever this thread does next: each task that made some
+/// ends with it, because the release that ends a task does not order them on x86.
+inline void store_fence() noexcept {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+}  // namespace detail
+}  // namespace moe::inline MOE_ABI

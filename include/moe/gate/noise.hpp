@@ -1,0 +1,199 @@
+// Noise: sources of random numbers, and the policies and functions that use them.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include <moe/core/concepts.hpp>
+#include <moe/core/config.hpp>
+#include <moe/core/numeric.hpp>
+#include <moe/core/random.hpp>
+#include <moe/core/score_row.hpp>
+#include <moe/gate/row_copies.hpp>
+
+namespace moe::inline MOE_ABI {
+
+// Two policies of one gate that draw from the same stream draw the same numbers: give one of them
+// another stream.
+
+/// Uniform numbers strictly between 0 and 1.
+template <stream From = stream::noise>
+struct uniform_noise {
+  MOE_HOST_DEVICE constexpr float operator()(token const& t, int e) const noexcept {
+    return uniform(t, From, static_cast<std::uint32_t>(e));
+  }
+};
+
+/// Standard Gumbel numbers, -log(-log(u)).
+template <stream From = stream::gumbel>
+struct gumbel_noise {
+  MOE_HOST_DEVICE float operator()(token const& t, int e) const noexcept {
+    return gumbel(t, From, static_cast<std::uint32_t>(e));
+  }
+};
+
+/// Standard normal numbers.
+template <stream From = stream::noise>
+struct normal_noise {
+  MOE_HOST_DEVICE float operator()(token const& t, int e) const noexcept {
+    return normal(t, From, static_cast<std::uint32_t>(e));
+  }
+};
+
+static_assert(noise_source<uniform_noise<>> && noise_source<gumbel_noise<>> &&
+              noise_source<normal_noise<>>);
+
+/// Score(logits + scale * noise), in training only: selection, weights and losses see the noise.
+/// Source: Tutel's gate_noise is {.scale = gate_noise, .over_E = true}.
+template <class Score, class Noise = normal_noise<>>
+struct noisy {
+  static constexpr int copies = row_copies<Score>;
+
+  float scale = 1;
+  bool over_E = false;  ///< Divide scale by the number of experts.
+  bool always = false;  ///< Add noise outside training, too.
+  [[no_unique_address]] Score score{};
+  [[no_unique_address]] Noise noise{};
+
+  template <score_row R>
+    requires score_policy<Score, R>
+  MOE_HOST_DEVICE constexpr void operator()(R& row, token const& t) const {
+    using V = typename R::value_type;
+    if (t.training || always) {
+      V const factor = over_E ? V(scale) / V(row.size()) : V(scale);
+      row.transform([&](int e, V l) { return is_candidate(l) ? l + factor * V(noise(t, e)) : l; });
+    }
+    score(row, t);
+  }
+
+  /// The noise is a constant.
+  template <score_row R>
+    requires score_policy<Score, R>
+  MOE_HOST_DEVICE constexpr void backward(R const& scores, R& grad, token const& t) const {
+    score.backward(scores, grad, t);
+  }
+};
+
+/// What the chance of an expert to be sampled is proportional to.
+enum class odds {
+  key,     ///< The key itself: probabilities, as softmax and sigmoid make them.
+  exp_key  ///< exp(key): logits, as identity leaves them.
+};
+
+namespace detail {
+
+/// key -> log(odds) + noise: the argmax is then a sample, the k highest one without replacement.
+template <score_row R, class Noise>
+MOE_HOST_DEVICE constexpr void perturb(R& keys, odds by, Noise const& noise, token const& t) {
+  using V = typename R::value_type;
+  // A probability that has underflowed to 0 stays a candidate, the last one to be drawn.
+  constexpr V least = std::numeric_limits<V>::min();
+  if (by == odds::key)
+    keys.transform([&](int e, V p) {
+      return is_candidate(p) ? V(std::log(p > least ? p : least)) + V(noise(t, e)) : p;
+    });
+  else
+    keys.transform([&](int e, V l) { return is_candidate(l) ? l + V(noise(t, e)) : l; });
+}
+
+}  // namespace detail
+
+/// Select by keys to which Gumbel noise is added, in training only: with top_k, k experts are
+/// sampled without replacement. The weights come from the clean scores.
+/// Source: Kool et al., "Stochastic beams and where to find them", 2019; DeepSpeed's RSample is
+/// sampled<top_k<1>>.
+template <class Select, class Noise = gumbel_noise<>>
+struct sampled {
+  static constexpr int max_k = Select::max_k;
+  static constexpr int copies = row_copies<Select>;
+
+  [[no_unique_address]] Select select{};
+  odds by = odds::key;
+  bool always = false;  ///< Sample outside training, too.
+  [[no_unique_address]] Noise noise{};
+
+  MOE_HOST_DEVICE constexpr int k() const noexcept { return select.k(); }
+
+  template <score_row R>
+    requires select_policy<Select, R>
+  MOE_HOST_DEVICE constexpr void operator()(R& keys, choices<max_k, typename R::value_type>& chosen,
+                                            token const& t) const {
+    if (t.training || always) detail::perturb(keys, by, noise, t);
+    select(keys, chosen, t);
+  }
+};
+
+/// Two choices: the expert of the highest key, and one sampled from the others, in training only
+/// (otherwise the second highest). The weights come from the clean scores.
+/// Source: DeepSpeed's top-2 gate, which samples in evaluation, too: {.always = true}.
+template <class Noise = gumbel_noise<>>
+struct sampled_second {
+  static constexpr int max_k = 2;
+
+  odds by = odds::key;
+  bool always = false;  ///< Sample outside training, too.
+  [[no_unique_address]] Noise noise{};
+
+  MOE_HOST_DEVICE constexpr int k() const noexcept { return 2; }
+
+  template <score_row R>
+  MOE_HOST_DEVICE constexpr void operator()(R& keys, choices<2, typename R::value_type>& chosen,
+                                            token const& t) const {
+    chosen.k = 2;
+    chosen.expert[0] = keys.pop_max(0, keys.size()).expert;
+    if (t.training || always) detail::perturb(keys, by, noise, t);
+    chosen.expert[1] = keys.pop_max(0, keys.size()).expert;
+  }
+};
+
+/// A gate of two choices whose second is withdrawn at random, in training only: kept with
+/// probability min(1, 2 w[1]). The first weight stays as it is; a withdrawn choice has
+/// expert = -1 and weight 0, and takes no gradient, while w[0] still depends on both scores.
+/// Source: Lepikhin et al., "GShard", 2020, algorithm 1 (random routing).
+/// @note  One draw for each token: noise(token, 0).
+template <class Gate, class Noise = uniform_noise<stream::dispatch>>
+struct random_second {
+  static_assert(Gate::max_k == 2);
+  static constexpr int max_k = 2;
+  static constexpr int copies = Gate::copies;
+
+  [[no_unique_address]] Gate gate{};
+  bool always = false;  ///< Withdraw outside training, too.
+  [[no_unique_address]] Noise noise{};
+
+  MOE_HOST_DEVICE constexpr int k() const noexcept { return gate.k(); }
+
+  template <score_row R>
+    requires token_gate<Gate, R>
+  MOE_HOST_DEVICE constexpr void operator()(R& row, choices<2, typename R::value_type>& chosen,
+                                            token const& t) const {
+    using V = typename R::value_type;
+    gate(row, chosen, t);
+    if (chosen.k < 2 || !(t.training || always)) return;
+    if (V(2) * chosen.weight[1] <= V(noise(t, 0))) {
+      chosen.expert[1] = -1;
+      chosen.weight[1] = 0;
+    }
+  }
+
+  template <score_row R>
+    requires token_gate<Gate, R>
+  MOE_HOST_DEVICE constexpr void backward(R const& scores,
+                                          choices<2, typename R::value_type> const& chosen,
+                                          choices<2, typename R::value_type> const& dchosen,
+                                          R& dscores, token const& t) const {
+    // The withdrawn expert is not in `chosen`, but the first weight depends on its score.
+    choices<2, typename R::value_type> both;
+    R keys = scores.copy();
+    gate.select(keys, both, t);
+    gate.weigh(scores, both);
+    auto dboth = dchosen;
+    for (int j = 0; j < chosen.k; ++j)
+      if (chosen.expert[j] < 0) dboth.weight[j] = 0;
+    gate.backward(scores, both, dboth, dscores, t);
+  }
+};
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,5 @@
+// A fixture that the header check must refuse: it compiles with a warning.
+#pragma once
+inline int experts(long long n) {
+  return n;
+}
