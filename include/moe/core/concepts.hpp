@@ -14,6 +14,17 @@ namespace moe::inline MOE_ABI {
 
 struct bf16;
 struct half;
+class cpu;
+class memory;
+struct routing_table;
+struct row_segments;
+enum class update : std::uint8_t;
+template <class T>
+class vector_view;
+template <class T>
+class matrix_view;
+template <class T>
+class stacked_view;
 
 /// An element type of tokens, rows and parameters.
 ///
@@ -183,6 +194,72 @@ concept noise_source = std::copyable<N> && requires(N const& n, token const& t, 
 template <class O, class Pair>
 concept overflow_rule = requires(O const& o, Pair const& pair) {
   { o(pair) } -> std::convertible_to<float>;
+};
+
+/// What stands between the two projections of an expert, elementwise.
+///
+/// Syntax.    `A::gated` is a bool constant. Not gated: `a(x)`, `a.derivative(x)`. Gated: `a(gate, up)`,
+///            and `a.derivative(gate, up)` has members gate and up. float and double.
+/// Semantics. A function of its arguments and of a's members alone; NaN stays NaN.
+/// Cost.      O(1), without branches.
+/// Models.    `relu`, `silu`, `gelu`, `gelu_tanh`, `swiglu`, `geglu`, `geglu_tanh`, `clamped_swiglu`.
+template <class A>
+concept activation = std::copyable<A> && requires {
+  { A::gated } -> std::convertible_to<bool>;
+} &&((A::gated && requires(A const& a, float x, double y) {
+       { a(x, x) } -> std::same_as<float>;
+       { a(y, y) } -> std::same_as<double>;
+       { a.derivative(x, x).gate } -> std::convertible_to<float>;
+       { a.derivative(x, x).up } -> std::convertible_to<float>;
+     }) ||
+     (!A::gated && requires(A const& a, float x, double y) {
+       { a(x) } -> std::same_as<float>;
+       { a(y) } -> std::same_as<double>;
+       { a.derivative(x) } -> std::same_as<float>;
+     }));
+
+/// The grouped products that experts are made of; see `builtin_gemm` for what each computes.
+///
+/// Syntax.    Static functions, below; `a`, `c` rows [N,in], [N,out], `b` weights [P,in,out].
+/// Semantics. c[r] = a[r] b[p] + bias[p]; da[r] (+)= dc[r] b[p]^T; db[p] (+)= the sum of a[r]^T dc[r].
+///            Rows outside the segments are neither read nor written. An expert without rows has
+///            gradient 0. The same bits for any number of threads.
+/// Cost.      2 N in out operations each; allocates nothing: scratch_bytes(exec, P) from the caller.
+/// Models.    `builtin_gemm`, `cblas_gemm`.
+template <class G, class V>
+concept gemm_provider =
+    requires(cpu const& exec, matrix_view<V const> a, stacked_view<V const> b, matrix_view<V> c,
+             stacked_view<V> db, row_segments const& segments, update how, memory scratch, int P) {
+  { G::template scratch_bytes<V>(exec, P) } -> std::convertible_to<std::size_t>;
+  G::template forward<V>(exec, a, b, a, segments, c, scratch);
+  G::template input_gradient<V>(exec, a, b, segments, how, c, scratch);
+  G::template weight_gradient<V>(exec, a, a, segments, how, db, scratch);
+};
+
+/// All experts of a layer: the seam behind which weights may be packed and stages fused.
+///
+/// Syntax.    Below; `X::template parameters<V>` is a set of views on the caller's parameters or
+///            gradients, `x.prepare(values)` gives a handle.
+/// Semantics. forward sets out[t] to the weighted sum of what t's experts give, and keeps in `saved`
+///            what backward needs; saved_bytes is all of it. backward gives dtokens and dweight and
+///            assigns to or adds to the gradients; called with what forward was called with. A handle
+///            never runs with values that are no longer those of its parameters: it reads them where
+///            they lie, or throws precondition_error.
+/// Cost.      Allocates nothing.
+/// Models.    `ffn<Activation, Gemm>`.
+template <class X, class V>
+concept experts = std::copyable<X> &&
+    requires(X const& x, cpu const& exec, typename X::template parameters<V const> values,
+             typename X::template parameters<V> gradients, matrix_view<V const> tokens,
+             routing_table const& table, vector_view<V const> weight, matrix_view<V> out,
+             vector_view<V> dweight, memory bytes, update how, std::int64_t n) {
+  x.forward(exec, x.prepare(values), tokens, table, weight, out, bytes, bytes);
+  x.forward(exec, x.prepare(values), tokens, table, weight, out, bytes);
+  x.backward(exec, x.prepare(values), tokens, tokens, table, weight, bytes, out, dweight, gradients,
+             how, bytes);
+  { x.template saved_bytes<V>(values.shape(), n) } -> std::same_as<std::size_t>;
+  { x.template forward_scratch_bytes<V>(exec, values.shape(), n) } -> std::same_as<std::size_t>;
+  { x.template backward_scratch_bytes<V>(exec, values.shape(), n) } -> std::same_as<std::size_t>;
 };
 
 }  // namespace moe::inline MOE_ABI
