@@ -113,7 +113,7 @@ TEST_CASE("gate/route_backward: noise is drawn again") {
 
 TEST_CASE("gate/route_backward: -inf logits have gradient 0, and rows with few candidates work") {
   problem p(4, 5, 2);
-  for (std::size_t i : {0, 3, 6, 7, 8, 9, 10, 11, 12, 13, 14}) p.logits[i] = none;
+  for (std::size_t const i : {0u, 3u, 6u, 7u, 8u, 9u, 10u, 11u, 12u, 13u, 14u}) p.logits[i] = none;
   p.check(mixtral{});
   p.check(moe::gate<moe::sigmoid, moe::top_k<2>, moe::renormalised>{});
   p.check(moe::gate<moe::identity, moe::top_k<2>, moe::softmax_of_selected>{});
@@ -134,7 +134,19 @@ TEST_CASE("gate/route_backward: masked tokens take gradients of scores only wher
   CHECK(d[4] != 0);
   p.reaches_masked = false;
   d = p.gradient(mixtral{});
-  for (std::size_t i : {4, 5, 6, 7}) CHECK(d[i] == 0);
+  for (std::size_t const i : {4u, 5u, 6u, 7u}) CHECK(d[i] == 0);
+  CHECK(d[0] != 0);
+
+  // Gradients of a masked token's weights are not read, even where a routing gives it experts.
+  moe::cpu const exec;
+  std::vector<std::int32_t> expert{0, 1, 2, 3, 1, 2};
+  moe::basic_routing<double> const given{
+      .T = 3, .K = 2, .E = 4, .expert = expert.data(), .tokens = p.tokens};
+  p.dweight[2] = p.dweight[3] = std::numeric_limits<double>::quiet_NaN();
+  moe::buffer const scratch(moe::route_scratch<mixtral, double>(exec, 4));
+  moe::route_backward(exec, mixtral{}, moe::matrix_view(p.logits, 3, 4), given, {p.dweight, 3, 2},
+                      {}, scratch, moe::matrix_view(d, 3, 4));
+  for (std::size_t const i : {4u, 5u, 6u, 7u}) CHECK(d[i] == 0);
   CHECK(d[0] != 0);
 }
 

@@ -117,14 +117,15 @@ TEST_CASE("gate/route: a worked example") {
 }
 
 TEST_CASE("gate/route: agrees with a slow reference in double, whatever the shape") {
-  for (auto [T, K, E] : {std::array{1, 1, 1},
-                         {5, 2, 2},
-                         {40, 3, 7},
-                         {33, 8, 60},
-                         {70, 2, 64},
-                         {9, 16, 160},
-                         {3, 16, 16},
-                         {4, 6, 384}}) {
+  for (auto const& [T_, K_, E_] : {std::array{1, 1, 1},
+                                   {5, 2, 2},
+                                   {40, 3, 7},
+                                   {33, 8, 60},
+                                   {70, 2, 64},
+                                   {9, 16, 160},
+                                   {3, 16, 16},
+                                   {4, 6, 384}}) {
+    int const T = T_, K = K_, E = E_;  // clang 14 does not capture bindings
     CAPTURE(E);
     CAPTURE(K);
     auto const logits = moe_test::normals<float>(std::int64_t{T} * E, 1);
@@ -166,7 +167,8 @@ TEST_CASE("gate/route: tokens that hold NaN or +inf get no expert, and the other
   CHECK(r.weights()[6] == 0);
   CHECK(r.score()[3] == 0);
   CHECK(r.weights()[8] == doctest::Approx(0.8807971f));
-  for (std::size_t e : {3, 4, 5, 6, 7, 8, 9, 10, 11, 13}) CHECK(r.scores[e] == none);
+  for (std::size_t const e : {3u, 4u, 5u, 6u, 7u, 8u, 9u, 10u, 11u, 13u})
+    CHECK(r.scores[e] == none);
   CHECK(r.scores[12] == doctest::Approx(0.8807971f));
   // A NaN or infinity in any place of a row is seen.
   for (int E : {1, 3, 4, 31, 64, 70})
