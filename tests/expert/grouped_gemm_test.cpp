@@ -113,18 +113,24 @@ void check_products(moe::cpu const& exec, problem<V> const& c, bool with_bias, u
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("expert/grouped_gemm: the three products equal loops in double", V, float, double) {
+TEST_CASE_TEMPLATE("expert/grouped_gemm: the three products equal loops in double", V, float,
+                   double) {
   std::mt19937 random(5);
   struct {
     std::vector<int> m;
     int sources;
     std::int64_t K, N;
   } const cases[] = {
-      {{1, 0, 2, 3}, 1, 5, 7},          {{7, 6, 13, 12}, 1, 33, 70},
-      {{25, 49, 0, 10}, 2, 17, 130},    {{1, 2, 3, 4, 5, 6, 7, 8, 9}, 3, 64, 64},
-      {{500, 0, 1}, 1, 40, 24},         {{60, 9, 8}, 1, 300, 290},
-      {{0, 0}, 1, 9, 9},                {{5, 40}, 1, 1, 1},
-      {{3, 20}, 1, 140, 600},           {{20, 14}, 1, 600, 20},
+      {{1, 0, 2, 3}, 1, 5, 7},
+      {{7, 6, 13, 12}, 1, 33, 70},
+      {{25, 49, 0, 10}, 2, 17, 130},
+      {{1, 2, 3, 4, 5, 6, 7, 8, 9}, 3, 64, 64},
+      {{500, 0, 1}, 1, 40, 24},
+      {{60, 9, 8}, 1, 300, 290},
+      {{0, 0}, 1, 9, 9},
+      {{5, 40}, 1, 1, 1},
+      {{3, 20}, 1, 140, 600},
+      {{20, 14}, 1, 600, 20},
   };
   for (auto const& c : cases)
     for (std::int64_t gap : {0, 3})
@@ -148,8 +154,8 @@ TEST_CASE("expert/grouped_gemm: leading dimensions and strides") {
   moe::stacked_view<double const> const b(wide.data() + 3, 2, 10, 20, 31, 15 * 31);
   std::vector<double> out(15 * 50, 9.0);
   moe::buffer const scratch(moe::builtin_gemm::scratch_bytes<double>(moe::cpu{}, 2));
-  moe::builtin_gemm::forward<double>(moe::cpu{}, c.A(), b, {}, c.segments(), {out.data(), 15, 20, 50},
-                                     scratch);
+  moe::builtin_gemm::forward<double>(moe::cpu{}, c.A(), b, {}, c.segments(),
+                                     {out.data(), 15, 20, 50}, scratch);
   for (std::int64_t r = 0; r < 15; ++r)
     for (std::int64_t j = 0; j < 50; ++j) {
       double want = 0;
@@ -182,8 +188,8 @@ TEST_CASE("expert/grouped_gemm: bitwise equal for any number of threads") {
   }
 }
 
-TEST_CASE_TEMPLATE("expert/grouped_gemm: a row's result does not depend on the other rows", V, float,
-                   double) {
+TEST_CASE_TEMPLATE("expert/grouped_gemm: a row's result does not depend on the other rows", V,
+                   float, double) {
   std::mt19937 random(8);
   std::int64_t const K = 203, N = 77;
   problem<V> const c({70}, 1, K, N, 0, random);
@@ -217,22 +223,39 @@ TEST_CASE("expert/grouped_gemm: bad input is refused with the values") {
     }
   };
   using G = moe::builtin_gemm;
-  refuse([&] { G::forward<float>(exec, c.A(), {c.b.data(), 1, 4, 6}, {}, c.segments(), C, scratch); },
-         "one matrix for each expert of the segments; got matrices = 1, experts = 2");
-  refuse([&] { G::forward<float>(exec, c.A(), {c.b.data(), 2, 6, 4}, {}, c.segments(), C, scratch); },
-         "rows and weights agree in width; got weights.rows = 6");
-  refuse([&] { G::forward<float>(exec, c.A(), c.B(), {c.bias.data(), 2, 4}, c.segments(), C, scratch); },
-         "bias is [P,out]; got bias.rows = 2, bias.cols = 4");
-  refuse([&] { G::forward<float>(exec, c.A(), c.B(), {}, c.segments(), {out.data(), 4, 6}, scratch); },
-         "as many rows in as out; got rows = 5, other rows = 4");
-  refuse([&] {
-    moe::memory const small(scratch.data(), scratch.size() / 2);
-    G::forward<float>(exec, c.A(), c.B(), {}, c.segments(), C, small);
-  }, "scratch >= scratch_bytes; got bytes needed");
-  refuse([&] { G::input_gradient<float>(exec, c.A(), c.B(), c.segments(), update::add, C, scratch); },
-         "rows and weights agree in width");
-  refuse([&] {
-    G::weight_gradient<float>(exec, c.A(), c.DC(), c.segments(), update::add, {out.data(), 2, 6, 4},
-                              scratch);
-  }, "rows and weights agree in width");
+  refuse(
+      [&] {
+        G::forward<float>(exec, c.A(), {c.b.data(), 1, 4, 6}, {}, c.segments(), C, scratch);
+      },
+      "one matrix for each expert of the segments; got matrices = 1, experts = 2");
+  refuse(
+      [&] {
+        G::forward<float>(exec, c.A(), {c.b.data(), 2, 6, 4}, {}, c.segments(), C, scratch);
+      },
+      "rows and weights agree in width; got weights.rows = 6");
+  refuse(
+      [&] {
+        G::forward<float>(exec, c.A(), c.B(), {c.bias.data(), 2, 4}, c.segments(), C, scratch);
+      },
+      "bias is [P,out]; got bias.rows = 2, bias.cols = 4");
+  refuse(
+      [&] {
+        G::forward<float>(exec, c.A(), c.B(), {}, c.segments(), {out.data(), 4, 6}, scratch);
+      },
+      "as many rows in as out; got rows = 5, other rows = 4");
+  refuse(
+      [&] {
+        moe::memory const small(scratch.data(), scratch.size() / 2);
+        G::forward<float>(exec, c.A(), c.B(), {}, c.segments(), C, small);
+      },
+      "scratch >= scratch_bytes; got bytes needed");
+  refuse(
+      [&] { G::input_gradient<float>(exec, c.A(), c.B(), c.segments(), update::add, C, scratch); },
+      "rows and weights agree in width");
+  refuse(
+      [&] {
+        G::weight_gradient<float>(exec, c.A(), c.DC(), c.segments(), update::add,
+                                  {out.data(), 2, 6, 4}, scratch);
+      },
+      "rows and weights agree in width");
 }

@@ -206,12 +206,13 @@ concept overflow_rule = requires(O const& o, Pair const& pair) {
 template <class A>
 concept activation = std::copyable<A> && requires {
   { A::gated } -> std::convertible_to<bool>;
-} &&((A::gated && requires(A const& a, float x, double y) {
-       { a(x, x) } -> std::same_as<float>;
-       { a(y, y) } -> std::same_as<double>;
-       { a.derivative(x, x).gate } -> std::convertible_to<float>;
-       { a.derivative(x, x).up } -> std::convertible_to<float>;
-     }) ||
+} &&((A::gated &&
+      requires(A const& a, float x, double y) {
+        { a(x, x) } -> std::same_as<float>;
+        { a(y, y) } -> std::same_as<double>;
+        { a.derivative(x, x).gate } -> std::convertible_to<float>;
+        { a.derivative(x, x).up } -> std::convertible_to<float>;
+      }) ||
      (!A::gated && requires(A const& a, float x, double y) {
        { a(x) } -> std::same_as<float>;
        { a(y) } -> std::same_as<double>;
@@ -227,9 +228,9 @@ concept activation = std::copyable<A> && requires {
 /// Cost.      2 N in out operations each; allocates nothing: scratch_bytes(exec, P) from the caller.
 /// Models.    `builtin_gemm`, `cblas_gemm`.
 template <class G, class V>
-concept gemm_provider =
-    requires(cpu const& exec, matrix_view<V const> a, stacked_view<V const> b, matrix_view<V> c,
-             stacked_view<V> db, row_segments const& segments, update how, memory scratch, int P) {
+concept gemm_provider = requires(cpu const& exec, matrix_view<V const> a, stacked_view<V const> b,
+                                 matrix_view<V> c, stacked_view<V> db, row_segments const& segments,
+                                 update how, memory scratch, int P) {
   { G::template scratch_bytes<V>(exec, P) } -> std::convertible_to<std::size_t>;
   G::template forward<V>(exec, a, b, a, segments, c, scratch);
   G::template input_gradient<V>(exec, a, b, segments, how, c, scratch);
@@ -241,7 +242,7 @@ concept gemm_provider =
 /// Syntax.    Below; `X::template parameters<V>` is a set of views on the caller's parameters or
 ///            gradients, `x.prepare(values)` gives a handle.
 /// Semantics. forward sets out[t] to the weighted sum of what t's experts give, and keeps in `saved`
-///            what backward needs; saved_bytes is all of it. backward gives dtokens and dweight and
+///            what backward needs; saved_bytes is all of it. infer saves nothing. backward gives dtokens and dweight and
 ///            assigns to or adds to the gradients; called with what forward was called with. A handle
 ///            never runs with values that are no longer those of its parameters: it reads them where
 ///            they lie, or throws precondition_error.
@@ -254,7 +255,7 @@ concept experts = std::copyable<X> &&
              routing_table const& table, vector_view<V const> weight, matrix_view<V> out,
              vector_view<V> dweight, memory bytes, update how, std::int64_t n) {
   x.forward(exec, x.prepare(values), tokens, table, weight, out, bytes, bytes);
-  x.forward(exec, x.prepare(values), tokens, table, weight, out, bytes);
+  x.infer(exec, x.prepare(values), tokens, table, weight, out, bytes);
   x.backward(exec, x.prepare(values), tokens, tokens, table, weight, bytes, out, dweight, gradients,
              how, bytes);
   { x.template saved_bytes<V>(values.shape(), n) } -> std::same_as<std::size_t>;

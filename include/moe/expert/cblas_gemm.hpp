@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include <moe/core/concepts.hpp>
 #include <moe/core/config.hpp>
@@ -19,7 +20,8 @@
 #include <moe/expert/segments.hpp>
 
 #if !__has_include(<cblas.h>)
-#error "moe: expert/cblas_gemm.hpp needs <cblas.h> and a BLAS to link; expert/grouped_gemm.hpp does not"
+#error \
+    "moe: expert/cblas_gemm.hpp needs <cblas.h> and a BLAS to link; expert/grouped_gemm.hpp does not"
 #endif
 
 #include <cblas.h>
@@ -39,9 +41,10 @@ struct cblas_gemm {
   }
 
   template <std::floating_point V>
-  static void forward(cpu const& exec, matrix_view<V const> a, stacked_view<V const> b,
-                      matrix_view<V const> bias, row_segments const& segments, matrix_view<V> c,
-                      memory, call_site site = call_site::here()) {
+  static void forward(cpu const& exec, matrix_view<std::type_identity_t<V> const> a,
+                      stacked_view<std::type_identity_t<V> const> b,
+                      matrix_view<std::type_identity_t<V> const> bias, row_segments const& segments,
+                      matrix_view<V> c, memory, call_site site = call_site::here()) {
     detail::gemm::expect_shapes(segments, b.rows(), a, b, b.cols(), c, site);
     detail::gemm::expect_bias(bias, b, site);
     each_segment(exec, segments, [&](int p, std::int64_t r, std::int64_t m) {
@@ -53,7 +56,8 @@ struct cblas_gemm {
   }
 
   template <std::floating_point V>
-  static void input_gradient(cpu const& exec, matrix_view<V const> dc, stacked_view<V const> b,
+  static void input_gradient(cpu const& exec, matrix_view<std::type_identity_t<V> const> dc,
+                             stacked_view<std::type_identity_t<V> const> b,
                              row_segments const& segments, update how, matrix_view<V> da, memory,
                              call_site site = call_site::here()) {
     detail::gemm::expect_shapes(segments, b.cols(), dc, b, b.rows(), da, site);
@@ -64,7 +68,8 @@ struct cblas_gemm {
   }
 
   template <std::floating_point V>
-  static void weight_gradient(cpu const& exec, matrix_view<V const> a, matrix_view<V const> dc,
+  static void weight_gradient(cpu const& exec, matrix_view<std::type_identity_t<V> const> a,
+                              matrix_view<std::type_identity_t<V> const> dc,
                               row_segments const& segments, update how, stacked_view<V> db, memory,
                               call_site site = call_site::here()) {
     detail::gemm::expect_shapes(segments, db.rows(), a, db, db.cols(), dc, site);

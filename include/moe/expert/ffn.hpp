@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include <moe/core/concepts.hpp>
 #include <moe/core/config.hpp>
@@ -103,19 +104,19 @@ struct ffn {
   /// @param scratch   forward_scratch_bytes(exec, shape, N).
   /// @throws precondition_error if shapes disagree or memory is too small.
   template <class V>
-  void forward_rows(cpu const& exec, prepared_ffn<V> const& handle, matrix_view<V const> rows,
-                    row_segments const& segments, matrix_view<V> out, memory saved, memory scratch,
+  void forward_rows(cpu const& exec, prepared_ffn<V> const& handle,
+                    matrix_view<std::type_identity_t<V> const> rows, row_segments const& segments,
+                    matrix_view<V> out, memory saved, memory scratch,
                     call_site site = call_site::here()) const {
-    auto const hidden =
-        take_hidden<V>(handle, rows.rows(), recompute ? scratch : saved,
-                       recompute ? scratch_rule : saved_rule, site);
+    auto const hidden = take_hidden<V>(handle, rows.rows(), recompute ? scratch : saved,
+                                       recompute ? scratch_rule : saved_rule, site);
     run_rows(exec, handle, rows, segments, hidden, out, scratch, site);
   }
   /// The same for inference: nothing is saved.
   template <class V>
-  void forward_rows(cpu const& exec, prepared_ffn<V> const& handle, matrix_view<V const> rows,
-                    row_segments const& segments, matrix_view<V> out, memory scratch,
-                    call_site site = call_site::here()) const {
+  void infer_rows(cpu const& exec, prepared_ffn<V> const& handle,
+                  matrix_view<std::type_identity_t<V> const> rows, row_segments const& segments,
+                  matrix_view<V> out, memory scratch, call_site site = call_site::here()) const {
     auto const hidden = take_hidden<V>(handle, rows.rows(), scratch, scratch_rule, site);
     run_rows(exec, handle, rows, segments, hidden, out, scratch, site);
   }
@@ -132,31 +133,35 @@ struct ffn {
   /// @param gradients    Of the weights' shape and parts; assigned, or added to.
   /// @param scratch      backward_scratch_bytes(exec, shape, N).
   template <class V>
-  void backward_rows(cpu const& exec, prepared_ffn<V> const& handle, matrix_view<V const> dout,
-                     vector_view<V const> row_weight, matrix_view<V const> rows,
-                     row_segments const& segments, memory saved, matrix_view<V> drows,
-                     vector_view<V> drow_weight, ffn_weights<V> const& gradients, update how,
-                     memory scratch, call_site site = call_site::here()) const {
+  void backward_rows(cpu const& exec, prepared_ffn<V> const& handle,
+                     matrix_view<std::type_identity_t<V> const> dout,
+                     vector_view<std::type_identity_t<V> const> row_weight,
+                     matrix_view<std::type_identity_t<V> const> rows, row_segments const& segments,
+                     memory saved, matrix_view<V> drows, vector_view<V> drow_weight,
+                     ffn_weights<V> const& gradients, update how, memory scratch,
+                     call_site site = call_site::here()) const {
     static_assert(gemm_provider<Gemm, V>);
     ffn_weights<V const> const& w = handle.weights();
     std::int64_t const N = rows.rows(), M = w.shape().M, H = w.shape().H;
     expects(dout.rows() == N && dout.cols() == M && rows.cols() == M &&
                 (drows.absent() || (drows.rows() == N && drows.cols() == M)),
             "ffn::backward_rows: dout, rows and drows are [N,M]", site,
-            {{"rows.rows", N}, {"rows.cols", rows.cols()}, {"dout.rows", dout.rows()},
-             {"dout.cols", dout.cols()}, {"M", M}});
+            {{"rows.rows", N},
+             {"rows.cols", rows.cols()},
+             {"dout.rows", dout.rows()},
+             {"dout.cols", dout.cols()},
+             {"M", M}});
     expects((row_weight.empty() || row_weight.size() >= N) &&
                 (drow_weight.empty() || drow_weight.size() >= N),
             "ffn::backward_rows: row_weight and drow_weight are [N] or empty", site,
             {{"row_weight", row_weight.size()}, {"drow_weight", drow_weight.size()}, {"N", N}});
     detail::expect_same_parts<V>(w, gradients, site);
 
-    detail::hidden_rows<V> hidden =
-        take_hidden<V>(handle, N, recompute ? scratch : saved,
-                       recompute ? scratch_rule : saved_rule, site);
+    detail::hidden_rows<V> hidden = take_hidden<V>(handle, N, recompute ? scratch : saved,
+                                                   recompute ? scratch_rule : saved_rule, site);
     auto const take = [&] { return detail::take_rows<V>(scratch, N, H, scratch_rule, site); };
-    matrix_view<V> const dhidden = take(), weighted = take();                        // [N,H]
-    matrix_view<V> const dgate = Activation::gated ? take() : matrix_view<V>();      // [N,H]
+    matrix_view<V> const dhidden = take(), weighted = take();                    // [N,H]
+    matrix_view<V> const dgate = Activation::gated ? take() : matrix_view<V>();  // [N,H]
 
     if (recompute) project(exec, w, rows, segments, hidden, scratch, site);
     // d(hidden) before the router weight: with it both the weight's gradient and the rest follow, and
@@ -170,7 +175,8 @@ struct ffn {
     if (!gradients.down_bias.absent())
       detail::sum_rows_of_experts<V>(exec, segments, dout, row_weight.data(), how,
                                      gradients.down_bias);
-    auto const input = [&](matrix_view<V const> dprojection, stacked_view<V const> weights,
+    auto const input = [&](matrix_view<std::type_identity_t<V> const> dprojection,
+                           stacked_view<std::type_identity_t<V> const> weights,
                            stacked_view<V> dweights, matrix_view<V> dbias, update mode) {
       Gemm::template weight_gradient<V>(exec, rows, dprojection, segments, how, dweights, scratch,
                                         site);
@@ -195,20 +201,22 @@ struct ffn {
   /// @param saved    saved_bytes(shape, table.max_rows), until backward.
   /// @param scratch  forward_scratch_bytes(exec, shape, table.max_rows).
   template <class V>
-  void forward(cpu const& exec, prepared_ffn<V> const& handle, matrix_view<V const> tokens,
-               routing_table const& table, vector_view<V const> weight, matrix_view<V> out,
-               memory saved, memory scratch, call_site site = call_site::here()) const {
+  void forward(cpu const& exec, prepared_ffn<V> const& handle,
+               matrix_view<std::type_identity_t<V> const> tokens, routing_table const& table,
+               vector_view<std::type_identity_t<V> const> weight, matrix_view<V> out, memory saved,
+               memory scratch, call_site site = call_site::here()) const {
     auto const rows = send(exec, handle, tokens, table, weight, scratch, site);
     forward_rows<V>(exec, handle, rows, table, rows, saved, scratch, site);
     collect(exec, rows, table, weight, tokens, out, site);
   }
   /// The same for inference: nothing is saved.
   template <class V>
-  void forward(cpu const& exec, prepared_ffn<V> const& handle, matrix_view<V const> tokens,
-               routing_table const& table, vector_view<V const> weight, matrix_view<V> out,
-               memory scratch, call_site site = call_site::here()) const {
+  void infer(cpu const& exec, prepared_ffn<V> const& handle,
+             matrix_view<std::type_identity_t<V> const> tokens, routing_table const& table,
+             vector_view<std::type_identity_t<V> const> weight, matrix_view<V> out, memory scratch,
+             call_site site = call_site::here()) const {
     auto const rows = send(exec, handle, tokens, table, weight, scratch, site);
-    forward_rows<V>(exec, handle, rows, table, rows, scratch, site);
+    infer_rows<V>(exec, handle, rows, table, rows, scratch, site);
     collect(exec, rows, table, weight, tokens, out, site);
   }
 
@@ -220,11 +228,12 @@ struct ffn {
   /// @param gradients  Assigned, or added to.
   /// @param scratch    backward_scratch_bytes(exec, shape, table.max_rows).
   template <class V>
-  void backward(cpu const& exec, prepared_ffn<V> const& handle, matrix_view<V const> dout,
-                matrix_view<V const> tokens, routing_table const& table,
-                vector_view<V const> weight, memory saved, matrix_view<V> dtokens,
-                vector_view<V> dweight, ffn_weights<V> const& gradients, update how, memory scratch,
-                call_site site = call_site::here()) const {
+  void backward(cpu const& exec, prepared_ffn<V> const& handle,
+                matrix_view<std::type_identity_t<V> const> dout,
+                matrix_view<std::type_identity_t<V> const> tokens, routing_table const& table,
+                vector_view<std::type_identity_t<V> const> weight, memory saved,
+                matrix_view<V> dtokens, vector_view<V> dweight, ffn_weights<V> const& gradients,
+                update how, memory scratch, call_site site = call_site::here()) const {
     auto const rows = send(exec, handle, tokens, table, weight, scratch, site);
     std::int64_t const N = rows.rows(), M = rows.cols();
     auto const drows = detail::take_rows<V>(scratch, N, M, scratch_rule, site);
@@ -279,9 +288,9 @@ struct ffn {
   }
 
   template <class V>
-  static void project(cpu const& exec, ffn_weights<V const> const& w, matrix_view<V const> rows,
-                      row_segments const& segments, detail::hidden_rows<V> const& hidden,
-                      memory scratch, call_site site) {
+  static void project(cpu const& exec, ffn_weights<V const> const& w,
+                      matrix_view<std::type_identity_t<V> const> rows, row_segments const& segments,
+                      detail::hidden_rows<V> const& hidden, memory scratch, call_site site) {
     Gemm::template forward<V>(exec, rows, w.up, w.up_bias, segments, hidden.up, scratch, site);
     if constexpr (Activation::gated)
       Gemm::template forward<V>(exec, rows, w.gate, w.gate_bias, segments, hidden.gate, scratch,
@@ -289,9 +298,10 @@ struct ffn {
   }
 
   template <class V>
-  void run_rows(cpu const& exec, prepared_ffn<V> const& handle, matrix_view<V const> rows,
-                row_segments const& segments, detail::hidden_rows<V> const& hidden,
-                matrix_view<V> out, memory scratch, call_site site) const {
+  void run_rows(cpu const& exec, prepared_ffn<V> const& handle,
+                matrix_view<std::type_identity_t<V> const> rows, row_segments const& segments,
+                detail::hidden_rows<V> const& hidden, matrix_view<V> out, memory scratch,
+                call_site site) const {
     static_assert(gemm_provider<Gemm, V>);
     ffn_weights<V const> const& w = handle.weights();
     auto const activated =
@@ -302,8 +312,9 @@ struct ffn {
   }
 
   template <class V>
-  matrix_view<V> send(cpu const& exec, prepared_ffn<V> const& handle, matrix_view<V const> tokens,
-                      routing_table const& table, vector_view<V const> weight, memory& scratch,
+  matrix_view<V> send(cpu const& exec, prepared_ffn<V> const& handle,
+                      matrix_view<std::type_identity_t<V> const> tokens, routing_table const& table,
+                      vector_view<std::type_identity_t<V> const> weight, memory& scratch,
                       call_site site) const {
     std::int64_t const P = handle.weights().shape().P, M = handle.weights().shape().M;
     expects(P == table.P && tokens.cols() == M, "ffn: the table has P experts, tokens are [T,M]",
@@ -319,8 +330,9 @@ struct ffn {
   }
 
   template <class V>
-  void collect(cpu const& exec, matrix_view<V const> rows, routing_table const& table,
-               vector_view<V const> weight, matrix_view<V const> tokens, matrix_view<V> out,
+  void collect(cpu const& exec, matrix_view<std::type_identity_t<V> const> rows,
+               routing_table const& table, vector_view<std::type_identity_t<V> const> weight,
+               matrix_view<std::type_identity_t<V> const> tokens, matrix_view<V> out,
                call_site site) const {
     if (weights_before)
       combine<V>(exec, rows, table, out, update::assign, site);

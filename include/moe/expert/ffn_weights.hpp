@@ -25,26 +25,27 @@ struct ffn_shape {
 /// The same struct holds gradients. Row-major with leading dimensions; nothing is owned.
 template <class V>
 struct ffn_weights {
-  stacked_view<V> up;         ///< [P,M,H]
-  stacked_view<V> gate;       ///< [P,M,H]; absent unless the activation is gated
-  stacked_view<V> down;       ///< [P,H,M]
-  matrix_view<V> up_bias;     ///< [P,H] or absent
-  matrix_view<V> gate_bias;   ///< [P,H] or absent
-  matrix_view<V> down_bias;   ///< [P,M] or absent
+  stacked_view<V> up;        ///< [P,M,H]
+  stacked_view<V> gate;      ///< [P,M,H]; absent unless the activation is gated
+  stacked_view<V> down;      ///< [P,H,M]
+  matrix_view<V> up_bias;    ///< [P,H] or absent
+  matrix_view<V> gate_bias;  ///< [P,H] or absent
+  matrix_view<V> down_bias;  ///< [P,M] or absent
 
   constexpr ffn_shape shape() const noexcept { return {up.count(), up.rows(), up.cols()}; }
 
   template <class U>
-    requires std::is_same_v<U, V const> &&(!std::is_const_v<V>)constexpr
-    operator ffn_weights<U>() const noexcept {
+  requires std::is_same_v<U, V const> &&(!std::is_const_v<V>)constexpr operator ffn_weights<U>()
+      const noexcept {
     return {up, gate, down, up_bias, gate_bias, down_bias};
   }
 
   /// Expert p alone, as a set of one.
   constexpr ffn_weights expert(std::int64_t p) const noexcept {
     auto const matrix = [&](stacked_view<V> const& all) {
-      return all.absent() ? all : stacked_view<V>(all[p].data(), 1, all.rows(), all.cols(), all.ld(),
-                                                  all.stride());
+      return all.absent() ? all
+                          : stacked_view<V>(all[p].data(), 1, all.rows(), all.cols(), all.ld(),
+                                            all.stride());
     };
     auto const bias = [&](matrix_view<V> const& all) {
       return all.absent() ? all : matrix_view<V>(all.row(p), 1, all.cols(), all.ld());
@@ -62,7 +63,8 @@ constexpr std::int64_t ffn_elements(ffn_shape const& shape, bool gated, bool bia
   return shape.P * ((inputs + 1) * shape.M * shape.H + (bias ? inputs * shape.H + shape.M : 0));
 }
 template <class V>
-constexpr ffn_weights<V> carve_ffn(V* data, ffn_shape const& shape, bool gated, bool bias) noexcept {
+constexpr ffn_weights<V> carve_ffn(V* data, ffn_shape const& shape, bool gated,
+                                   bool bias) noexcept {
   auto const [P, M, H] = shape;
   auto const next = [&](std::int64_t count) {
     V* const part = data;
@@ -89,8 +91,13 @@ void expect_weights(ffn_weights<V> const& w, bool gated, call_site site) {
   auto const matrix = [&](stacked_view<V> const& m, std::int64_t rows, std::int64_t cols,
                           char const* rule) {
     expects(m.count() == P && m.rows() == rows && m.cols() == cols && m.ld() >= cols, rule, site,
-            {{"count", m.count()}, {"rows", m.rows()}, {"cols", m.cols()}, {"ld", m.ld()}, {"P", P},
-             {"M", M}, {"H", H}});
+            {{"count", m.count()},
+             {"rows", m.rows()},
+             {"cols", m.cols()},
+             {"ld", m.ld()},
+             {"P", P},
+             {"M", M},
+             {"H", H}});
   };
   auto const bias = [&](matrix_view<V> const& b, std::int64_t cols, char const* rule) {
     expects(b.absent() || (b.rows() == P && b.cols() == cols && b.ld() >= cols), rule, site,
@@ -114,8 +121,11 @@ void expect_same_parts(ffn_weights<V const> const& w, ffn_weights<V> const& g, c
               w.gate_bias.absent() == g.gate_bias.absent() &&
               w.down_bias.absent() == g.down_bias.absent(),
           "ffn: gradients have the parts and shape of the weights", site,
-          {{"weights.P", w.shape().P}, {"weights.M", w.shape().M}, {"weights.H", w.shape().H},
-           {"gradients.P", g.shape().P}, {"gradients.M", g.shape().M},
+          {{"weights.P", w.shape().P},
+           {"weights.M", w.shape().M},
+           {"weights.H", w.shape().H},
+           {"gradients.P", g.shape().P},
+           {"gradients.M", g.shape().M},
            {"gradients.H", g.shape().H}});
 }
 

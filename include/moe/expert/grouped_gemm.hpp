@@ -5,10 +5,11 @@
 #include <algorithm>
 #include <concepts>
 #include <cstdint>
+#include <type_traits>
 
 #include <moe/core/config.hpp>
-#include <moe/core/error.hpp>
 #include <moe/core/cpu.hpp>
+#include <moe/core/error.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/view.hpp>
 #include <moe/dispatch/update.hpp>
@@ -73,9 +74,10 @@ struct builtin_gemm {
   /// @param c     [N,out] out. Must not overlap a, b, bias.
   /// @throws precondition_error if shapes disagree or scratch is too small.
   template <std::floating_point V>
-  static void forward(cpu const& exec, matrix_view<V const> a, stacked_view<V const> b,
-                      matrix_view<V const> bias, row_segments const& segments, matrix_view<V> c,
-                      memory scratch, call_site site = call_site::here()) {
+  static void forward(cpu const& exec, matrix_view<std::type_identity_t<V> const> a,
+                      stacked_view<std::type_identity_t<V> const> b,
+                      matrix_view<std::type_identity_t<V> const> bias, row_segments const& segments,
+                      matrix_view<V> c, memory scratch, call_site site = call_site::here()) {
     using namespace detail::gemm;
     expect_shapes(segments, b.rows(), a, b, b.cols(), c, site);
     expect_bias(bias, b, site);
@@ -106,39 +108,40 @@ struct builtin_gemm {
   ///
   /// @param dc  [N,out]   @param b  [P,in,out]   @param da  [N,in] out.
   template <std::floating_point V>
-  static void input_gradient(cpu const& exec, matrix_view<V const> dc, stacked_view<V const> b,
+  static void input_gradient(cpu const& exec, matrix_view<std::type_identity_t<V> const> dc,
+                             stacked_view<std::type_identity_t<V> const> b,
                              row_segments const& segments, update how, matrix_view<V> da,
                              memory scratch, call_site site = call_site::here()) {
     using namespace detail::gemm;
     expect_shapes(segments, b.cols(), dc, b, b.rows(), da, site);
-    run_rows<V>(
-        exec, segments, b.rows(), scratch, site,
-        [&](int p, std::int32_t const* ids, std::int64_t m, std::int64_t j, std::int64_t n,
-            V* room) {
-          std::int64_t const k = b.cols();
-          auto const a_row = [&](std::int64_t i) { return dc.row(ids[i]); };
-          auto const c_row = [&](std::int64_t i) { return da.row(ids[i]) + j; };
-          matrix_view<V const> const weights(b[p].row(j), n, k, b.ld());
-          if (m <= dotted_rows)
-            return multiply_dotted(m, k, a_row, weights, c_row, how == update::add);
-          multiply_packed<V>(
-              m, n, k, pack_rows<V>(a_row),
-              [&](std::int64_t k0, std::int64_t kc, V* to) {
-                pack_panels_transposed([&](std::int64_t q) { return weights.row(q) + k0; }, n, kc,
-                                       to);
-              },
-              [&](std::int64_t k0, std::int64_t k1, std::int64_t j0, std::int64_t j1) {
-                for (; j0 < j1; ++j0) prefetch(weights.row(j0) + k0, k1 - k0);
-              },
-              c_row, how == update::add ? start::current : start::zero, nullptr, room);
-        });
+    run_rows<V>(exec, segments, b.rows(), scratch, site,
+                [&](int p, std::int32_t const* ids, std::int64_t m, std::int64_t j, std::int64_t n,
+                    V* room) {
+                  std::int64_t const k = b.cols();
+                  auto const a_row = [&](std::int64_t i) { return dc.row(ids[i]); };
+                  auto const c_row = [&](std::int64_t i) { return da.row(ids[i]) + j; };
+                  matrix_view<V const> const weights(b[p].row(j), n, k, b.ld());
+                  if (m <= dotted_rows)
+                    return multiply_dotted(m, k, a_row, weights, c_row, how == update::add);
+                  multiply_packed<V>(
+                      m, n, k, pack_rows<V>(a_row),
+                      [&](std::int64_t k0, std::int64_t kc, V* to) {
+                        pack_panels_transposed([&](std::int64_t q) { return weights.row(q) + k0; },
+                                               n, kc, to);
+                      },
+                      [&](std::int64_t k0, std::int64_t k1, std::int64_t j0, std::int64_t j1) {
+                        for (; j0 < j1; ++j0) prefetch(weights.row(j0) + k0, k1 - k0);
+                      },
+                      c_row, how == update::add ? start::current : start::zero, nullptr, room);
+                });
   }
 
   /// db[p] (+)= sum over rows r of expert p of a[r]^T dc[r]. An expert without rows has gradient 0.
   ///
   /// @param a  [N,in]   @param dc  [N,out]   @param db  [P,in,out] out.
   template <std::floating_point V>
-  static void weight_gradient(cpu const& exec, matrix_view<V const> a, matrix_view<V const> dc,
+  static void weight_gradient(cpu const& exec, matrix_view<std::type_identity_t<V> const> a,
+                              matrix_view<std::type_identity_t<V> const> dc,
                               row_segments const& segments, update how, stacked_view<V> db,
                               memory scratch, call_site site = call_site::here()) {
     using namespace detail::gemm;

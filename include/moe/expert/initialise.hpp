@@ -22,8 +22,8 @@ struct initialisation {
     normal           ///< N(0, std^2), biases 0.
   };
   law rule = law::scaled_uniform;
-  double std = 0.02;              ///< normal: of up and gate, and of down unless down_std is given.
-  double down_std = 0;            ///< normal: of down; 0 = std. (Megatron: std / sqrt(2 layers).)
+  double std = 0.02;    ///< normal: of up and gate, and of down unless down_std is given.
+  double down_std = 0;  ///< normal: of down; 0 = std. (Megatron: std / sqrt(2 layers).)
   std::uint64_t seed = 0;
   std::uint32_t layer = 0;
   std::int64_t first_expert = 0;  ///< Global id of expert 0 of these views.
@@ -61,11 +61,16 @@ void initialise(cpu const& exec, ffn_weights<V> const& weights, initialisation c
   expects(rule.std >= 0 && rule.down_std >= 0 && rule.first_expert >= 0 && rule.first_hidden >= 0 &&
               rule.hidden >= 0 && rule.layer < (1u << 29),
           "initialise: std, down_std, first_expert, first_hidden, hidden >= 0, layer < 2^29", site,
-          {{"std", rule.std}, {"down_std", rule.down_std}, {"first_expert", rule.first_expert},
-           {"first_hidden", rule.first_hidden}, {"layer", rule.layer}});
+          {{"std", rule.std},
+           {"down_std", rule.down_std},
+           {"first_expert", rule.first_expert},
+           {"first_hidden", rule.first_hidden},
+           {"layer", rule.layer}});
   bool const normal = rule.rule == initialisation::law::normal;
   std::int64_t const H = rule.hidden > 0 ? rule.hidden : weights.shape().H;
-  auto const bound = [](std::int64_t n) { return n > 0 ? 1 / std::sqrt(static_cast<double>(n)) : 0; };
+  auto const bound = [](std::int64_t n) {
+    return n > 0 ? 1 / std::sqrt(static_cast<double>(n)) : 0;
+  };
   double const in = normal ? rule.std : bound(weights.shape().M);
   double const out = normal ? (rule.down_std > 0 ? rule.down_std : rule.std) : bound(H);
 
@@ -77,9 +82,9 @@ void initialise(cpu const& exec, ffn_weights<V> const& weights, initialisation c
         std::int64_t const e = i / m.rows(), r = i % m.rows();
         for (std::int64_t c = 0; c < m.cols(); ++c) {
           std::int64_t const expert = rule.first_expert + e, row = row0 + r, column = column0 + c;
-          double const value =
-              normal ? detail::initial_value<true>(rule, part, expert, row, column)
-                     : detail::initial_value<false>(rule, part, expert, row, column);
+          double const value = normal
+                                   ? detail::initial_value<true>(rule, part, expert, row, column)
+                                   : detail::initial_value<false>(rule, part, expert, row, column);
           m[e](r, c) = static_cast<V>(scale * value);
         }
       }

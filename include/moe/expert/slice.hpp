@@ -48,8 +48,9 @@ constexpr ffn_weights<V> slice(ffn_weights<V> const& whole, std::int64_t index, 
   hidden_range const range = slice_range(whole.shape().H, index, slices, width, site);
   std::int64_t const first = range.first, n = range.last - range.first;
   auto const columns = [&](stacked_view<V> const& m) {
-    return m.absent() ? m
-                      : stacked_view<V>(m.data() + first, m.count(), m.rows(), n, m.ld(), m.stride());
+    return m.absent()
+               ? m
+               : stacked_view<V>(m.data() + first, m.count(), m.rows(), n, m.ld(), m.stride());
   };
   auto const bias = [&](matrix_view<V> const& b) {
     return b.absent() ? b : matrix_view<V>(b.data() + first, b.rows(), n, b.ld());

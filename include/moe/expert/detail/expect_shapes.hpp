@@ -17,9 +17,11 @@ void expect_shapes(row_segments const& segments, std::int64_t a_cols, matrix_vie
   expects(segments.experts >= 0 && segments.sources >= 1 && b.count() == segments.experts,
           "grouped_gemm: one matrix for each expert of the segments", site,
           {{"matrices", b.count()}, {"experts", segments.experts}, {"sources", segments.sources}});
-  expects(a.cols() == a_cols && c.cols() == c_cols,
-          "grouped_gemm: rows and weights agree in width", site,
-          {{"weights.rows", b.rows()}, {"weights.cols", b.cols()}, {"cols", a.cols()},
+  expects(a.cols() == a_cols && c.cols() == c_cols, "grouped_gemm: rows and weights agree in width",
+          site,
+          {{"weights.rows", b.rows()},
+           {"weights.cols", b.cols()},
+           {"cols", a.cols()},
            {"other cols", c.cols()}});
   expects(a.rows() == c.rows(), "grouped_gemm: as many rows in as out", site,
           {{"rows", a.rows()}, {"other rows", c.rows()}});
@@ -33,7 +35,9 @@ void expect_bias(matrix_view<V const> bias, stacked_view<V const> b, call_site s
   expects(bias.absent() ||
               (bias.rows() == b.count() && bias.cols() == b.cols() && bias.ld() >= bias.cols()),
           "grouped_gemm: bias is [P,out]", site,
-          {{"bias.rows", bias.rows()}, {"bias.cols", bias.cols()}, {"P", b.count()},
+          {{"bias.rows", bias.rows()},
+           {"bias.cols", bias.cols()},
+           {"P", b.count()},
            {"out", b.cols()}});
 }
 

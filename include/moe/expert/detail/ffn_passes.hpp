@@ -7,10 +7,10 @@
 
 #include <moe/core/config.hpp>
 #include <moe/core/cpu.hpp>
-#include <moe/core/view.hpp>
-#include <moe/dispatch/update.hpp>
 #include <moe/core/error.hpp>
 #include <moe/core/memory.hpp>
+#include <moe/core/view.hpp>
+#include <moe/dispatch/update.hpp>
 #include <moe/expert/segments.hpp>
 #include <moe/routing/routing_table.hpp>
 
@@ -18,7 +18,9 @@ namespace moe::inline MOE_ABI::detail {
 
 /// Distance of the rows of an intermediate result of n columns: lines, and no multiple of a page, so that
 /// rows that are read together do not compete for one place of the cache.
-constexpr std::int64_t spread(std::int64_t n) noexcept { return (n + 15) / 16 * 16 + 16; }
+constexpr std::int64_t spread(std::int64_t n) noexcept {
+  return (n + 15) / 16 * 16 + 16;
+}
 
 template <class V>
 matrix_view<V> take_rows(memory& from, std::int64_t rows, std::int64_t cols, char const* rule,

@@ -27,7 +27,7 @@ inline constexpr std::int64_t chunk_rows = 480;
 
 /// Elements of V that one thread needs: packed B, then packed A.
 template <class V>
-inline constexpr std::int64_t room_elements = depth * (panel_cols<V> + a_stride);
+inline constexpr std::int64_t room_elements = depth*(panel_cols<V> + a_stride);
 
 /// Cuts m rows into blocks of almost equal height, at most `most` each: 7 rows are 4 + 3, not 6 + 1.
 struct even_blocks {
@@ -39,8 +39,8 @@ struct even_blocks {
 
 template <class V, int... R>
 constexpr auto tile_for(int rows, std::integer_sequence<int, R...>) noexcept {
-  using tile = void (*)(std::int64_t, V const*, V const*, V* const*, std::int64_t, int, start,
-                        V const*);
+  using tile =
+      void (*)(std::int64_t, V const*, V const*, V* const*, std::int64_t, int, start, V const*);
   constexpr tile of_height[] = {&multiply_tile<R + 1, V>...};
   return of_height[rows - 1];
 }
@@ -56,7 +56,7 @@ void multiply_packed(std::int64_t m, std::int64_t n, std::int64_t k, PackA const
                      PackB const& pack_b, Touch const& touch, RowOfC const& c_row, start from,
                      V const* bias, V* room) {
   constexpr int N = tile_cols<V>;
-  V* const b = room;                           // [panels][kc][N]
+  V* const b = room;                          // [panels][kc][N]
   V* const a = room + depth * panel_cols<V>;  // [kc][a_stride]
   even_blocks const blocks(m, tile_rows);
   std::int64_t const most = m <= thin_rows ? thin_depth : depth;
@@ -73,8 +73,8 @@ void multiply_packed(std::int64_t m, std::int64_t n, std::int64_t k, PackA const
       auto const tile = tile_for<V>(rows, std::make_integer_sequence<int, tile_rows>{});
       for (std::int64_t j = 0; j < n; j += N) {
         // Each tile asks for its share of the next block of B, so that memory is busy meanwhile.
-        touch(k0 + kc + next * block / blocks.blocks, k0 + kc + next * (block + 1) / blocks.blocks, j,
-              std::min(j + N, n));
+        touch(k0 + kc + next * block / blocks.blocks, k0 + kc + next * (block + 1) / blocks.blocks,
+              j, std::min(j + N, n));
         tile(kc, a, b + j * kc, c, j, static_cast<int>(std::min<std::int64_t>(N, n - j)),
              k0 == 0 ? from : start::current, bias + (from == start::bias ? j : 0));
       }
@@ -192,8 +192,12 @@ void multiply_dotted(std::int64_t m, std::int64_t k, RowOfA const& a_row, matrix
             tiles(std::integral_constant<int, 1>{}, i0, j0, j1);
           break;
         }
-        case 2: tiles(std::integral_constant<int, 2>{}, i0, j0, j1); break;
-        default: tiles(std::integral_constant<int, 3>{}, i0, j0, j1); break;
+        case 2:
+          tiles(std::integral_constant<int, 2>{}, i0, j0, j1);
+          break;
+        default:
+          tiles(std::integral_constant<int, 3>{}, i0, j0, j1);
+          break;
       }
     }
   }

@@ -75,8 +75,8 @@ inline constexpr int stream_depth = 8;
 /// c[r][j] += sum over k of a[k][r] b[k][j] for R rows and W vectors of columns, with B where
 /// it lies: no packing, each row of B is one stream. Order of k as in multiply_tile.
 template <int R, int W, class V>
-MOE_ALWAYS_INLINE void stream_tile(std::int64_t k, V const* a, V const* b, std::int64_t ldb,
-                                   V* c, std::int64_t ldc) {
+MOE_ALWAYS_INLINE void stream_tile(std::int64_t k, V const* a, V const* b, std::int64_t ldb, V* c,
+                                   std::int64_t ldc) {
   constexpr int L = lanes<V>;
   simd<V> sum[R][W];
   unroll<R>([&](auto i) { unroll<W>([&](auto w) { sum[i][w] = load(c + i * ldc + w * L); }); });

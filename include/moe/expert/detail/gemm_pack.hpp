@@ -52,7 +52,8 @@ void pack_copied(Row const& row, int columns, std::int64_t k, int stride, V* __r
 /// Asks for n elements that will be read soon.
 template <class V>
 MOE_ALWAYS_INLINE void prefetch(V const* from, std::int64_t n) noexcept {
-  for (std::int64_t i = 0; i < n; i += 64 / static_cast<int>(sizeof(V))) __builtin_prefetch(from + i);
+  for (std::int64_t i = 0; i < n; i += 64 / static_cast<int>(sizeof(V)))
+    __builtin_prefetch(from + i);
 }
 inline constexpr std::int64_t ahead = 8;
 

@@ -42,14 +42,37 @@ MOE_ALWAYS_INLINE void unroll(F const& f) {
   unroll(std::make_integer_sequence<int, N>{}, f);
 }
 
+/// u and l with their lanes chosen by `lane(i)`, which counts those of l after those of u. Spelled out:
+/// nvcc 13.0 loses a parameter pack in the arguments of this builtin.
+template <class V, class Lane>
+MOE_ALWAYS_INLINE simd<V> shuffle(simd<V> u, simd<V> l, Lane) noexcept {
+  constexpr Lane at{};
+  if constexpr (lanes<V> == 2)
+    return __builtin_shufflevector(u, l, at(0), at(1));
+  else if constexpr (lanes<V> == 4)
+    return __builtin_shufflevector(u, l, at(0), at(1), at(2), at(3));
+  else if constexpr (lanes<V> == 8)
+    return __builtin_shufflevector(u, l, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7));
+  else
+    return __builtin_shufflevector(u, l, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7),
+                                   at(8), at(9), at(10), at(11), at(12), at(13), at(14), at(15));
+}
+
+template <int Step, int Lanes>
+struct upper_lane {
+  constexpr int operator()(int i) const noexcept { return (i & Step) != 0 ? Lanes + i - Step : i; }
+};
+template <int Step, int Lanes>
+struct lower_lane {
+  constexpr int operator()(int i) const noexcept { return (i & Step) != 0 ? Lanes + i : i + Step; }
+};
+
 /// One step of a transposition: exchanges the off-diagonal blocks of width `Step` of two rows.
-template <int Step, class V, int... I>
-MOE_ALWAYS_INLINE void exchange_blocks(simd<V>& upper, simd<V>& lower,
-                                       std::integer_sequence<int, I...>) noexcept {
-  constexpr int L = lanes<V>;
+template <int Step, class V>
+MOE_ALWAYS_INLINE void exchange_blocks(simd<V>& upper, simd<V>& lower) noexcept {
   simd<V> const u = upper, l = lower;
-  upper = __builtin_shufflevector(u, l, ((I & Step) != 0 ? L + I - Step : I)...);
-  lower = __builtin_shufflevector(u, l, ((I & Step) != 0 ? L + I : I + Step)...);
+  upper = shuffle<V>(u, l, upper_lane<Step, lanes<V>>{});
+  lower = shuffle<V>(u, l, lower_lane<Step, lanes<V>>{});
 }
 
 /// Transposes a square of lanes x lanes elements in registers.
@@ -59,8 +82,7 @@ MOE_ALWAYS_INLINE void transpose(simd<V> (&row)[lanes<V>]) noexcept {
   auto const step = [&]<int Step>(std::integral_constant<int, Step>) {
     if constexpr (Step < L)
       unroll<L>([&](auto i) {
-        if constexpr ((i & Step) == 0)
-          exchange_blocks<Step, V>(row[i], row[i + Step], std::make_integer_sequence<int, L>{});
+        if constexpr ((i & Step) == 0) exchange_blocks<Step, V>(row[i], row[i + Step]);
       });
   };
   step(std::integral_constant<int, 1>{});
