@@ -6,6 +6,7 @@
 #include <support/random.hpp>
 #include <vector>
 
+#include <moe/core/thread_team.hpp>
 #include <moe/gate/jitter.hpp>
 
 namespace {

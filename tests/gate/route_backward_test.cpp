@@ -7,6 +7,7 @@
 #include <support/random.hpp>
 #include <vector>
 
+#include <moe/core/thread_team.hpp>
 #include <moe/gate/gate.hpp>
 #include <moe/gate/noise.hpp>
 #include <moe/gate/route.hpp>

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include <moe/core/thread_team.hpp>
 #include <moe/gate/gate.hpp>
 #include <moe/gate/noise.hpp>
 #include <moe/gate/route.hpp>
