@@ -19,6 +19,14 @@
 #include <moe/dispatch/combine.hpp>
 #include <moe/dispatch/dispatch.hpp>
 #include <moe/dispatch/update.hpp>
+#include <moe/expert/activation.hpp>
+#include <moe/expert/ffn.hpp>
+#include <moe/expert/ffn_weights.hpp>
+#include <moe/expert/grouped_gemm.hpp>
+#include <moe/expert/initialise.hpp>
+#include <moe/expert/kinds.hpp>
+#include <moe/expert/segments.hpp>
+#include <moe/expert/slice.hpp>
 #include <moe/gate/gate.hpp>
 #include <moe/gate/jitter.hpp>
 #include <moe/gate/noise.hpp>
@@ -29,6 +37,9 @@
 #include <moe/gate/score.hpp>
 #include <moe/gate/select.hpp>
 #include <moe/gate/weigh.hpp>
+#include <moe/layer/layer_types.hpp>
+#include <moe/layer/moe_layer.hpp>
+#include <moe/layer/residual_layer.hpp>
 #include <moe/loss/importance.hpp>
 #include <moe/loss/load_balance.hpp>
 #include <moe/loss/z_loss.hpp>

@@ -50,6 +50,7 @@ template <activation Activation, class Gemm = builtin_gemm>
 struct ffn {
   template <class V>
   using parameters = ffn_weights<V>;
+  static constexpr bool gated = Activation::gated;  ///< Whether there is a second input projection.
 
   [[no_unique_address]] Activation act{};
   /// Router weights multiply the expert's input instead of its output (Llama 4). Only for tables
