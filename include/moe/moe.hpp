@@ -48,12 +48,10 @@
 #include <moe/routing/expert_map.hpp>
 #include <moe/routing/kept_weights.hpp>
 #include <moe/routing/overflow.hpp>
-#include <moe/routing/pair_walk.hpp>
 #include <moe/routing/replay.hpp>
 #include <moe/routing/routing.hpp>
 #include <moe/routing/routing_table.hpp>
 #include <moe/routing/statistics.hpp>
-#include <moe/routing/table_passes.hpp>
 #include <moe/routing/table_rules.hpp>
 #include <moe/schedule/accounting.hpp>
 #include <moe/schedule/expert_parallel.hpp>
