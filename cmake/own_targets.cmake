@@ -38,6 +38,19 @@ function(moe_own_target target)
   set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF)
 endfunction()
 
+# A BLAS with the C interface is one provider of the experts' products: tested and timed where it is.
+find_path(MOE_CBLAS_INCLUDE_DIR cblas.h PATH_SUFFIXES openblas)
+find_library(MOE_CBLAS_LIBRARY NAMES openblas cblas)
+mark_as_advanced(MOE_CBLAS_INCLUDE_DIR MOE_CBLAS_LIBRARY)
+add_library(moe_cblas INTERFACE)
+if(MOE_CBLAS_INCLUDE_DIR AND MOE_CBLAS_LIBRARY)
+  target_include_directories(moe_cblas SYSTEM INTERFACE "${MOE_CBLAS_INCLUDE_DIR}")
+  target_link_libraries(moe_cblas INTERFACE "${MOE_CBLAS_LIBRARY}")
+  target_compile_definitions(moe_cblas INTERFACE MOE_TEST_CBLAS MOE_BENCH_CBLAS)
+else()
+  message(STATUS "moe: no CBLAS here (Debian: libopenblas-dev), its provider is left out")
+endif()
+
 # Files called openmp_... use OpenMP. They are left out where the compiler has none, and under the
 # thread sanitizer, which does not see the synchronisation inside libgomp.
 find_package(OpenMP QUIET COMPONENTS CXX)
