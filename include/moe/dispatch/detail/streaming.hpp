@@ -28,12 +28,11 @@ inline void load_ahead(void const* address) noexcept {
   __builtin_prefetch(address, 0, 3);
 }
 
-/// Elements from `address` up to the next cache line, or 0 at its start.
-template <class S>
-std::int64_t elements_to_line(S const* address) noexcept {
+/// Bytes from `address` up to the next cache line; 0 at the start of one.
+inline std::int64_t bytes_to_line(void const* address) noexcept {
   auto const past =
       static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(address) % cache_line);
-  return past == 0 ? 0 : (cache_line - past) / static_cast<std::int64_t>(sizeof(S));
+  return past == 0 ? 0 : cache_line - past;
 }
 
 /// Copies bytes; whole lines of `to` go past the cache. `store_fence` makes them visible to others.
@@ -44,7 +43,7 @@ inline void copy_past_cache(void* to, void const* from, std::int64_t bytes,
   auto const* source = static_cast<std::byte const*>(from);
 #if defined(__SSE2__)
   // A line that other rows share is stored through the cache, and last, when it has been loaded.
-  std::int64_t const to_line = elements_to_line(target);
+  std::int64_t const to_line = bytes_to_line(target);
   std::int64_t const head = to_line < bytes ? to_line : bytes;
   if (head > 0) __builtin_prefetch(target, 1);
   if ((bytes - head) % cache_line != 0) __builtin_prefetch(target + bytes - 1, 1);
