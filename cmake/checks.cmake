@@ -3,6 +3,9 @@
 function(moe_check name label)
   add_test(NAME moe.${name} COMMAND "${CMAKE_COMMAND}" ${ARGN})
   set_tests_properties(moe.${name} PROPERTIES LABELS ${label} TIMEOUT 900)
+  if(label MATCHES "^(headers|cuda)$")  # a parallel build each
+    set_tests_properties(moe.${name} PROPERTIES RUN_SERIAL ON)
+  endif()
 endfunction()
 
 set(header_checks -P "${PROJECT_SOURCE_DIR}/cmake/header_checks.cmake")

@@ -7,7 +7,7 @@ include("${CMAKE_CURRENT_LIST_DIR}/generator.cmake")
 include("${CMAKE_CURRENT_LIST_DIR}/arguments.cmake")
 cmake_path(GET CMAKE_CURRENT_LIST_DIR PARENT_PATH source_dir)
 
-set(demo_target 01_route)  # the example that is the demo
+set(demo_target route_text)  # the program under examples/apps that is the demo
 
 moe_require(compiler generator)
 

@@ -6,7 +6,7 @@ include("${CMAKE_CURRENT_LIST_DIR}/generator.cmake")
 include("${CMAKE_CURRENT_LIST_DIR}/arguments.cmake")
 cmake_path(GET CMAKE_CURRENT_LIST_DIR PARENT_PATH source_dir)
 
-moe_require(compiler generator doctest)
+moe_require(compiler generator doctest json)
 
 function(step)
   execute_process(COMMAND ${ARGN} WORKING_DIRECTORY "${source_dir}" COMMAND_ECHO STDOUT

@@ -90,17 +90,23 @@ double roof_ns(problem const& p) {
   return least;
 }
 
-/// Counters: tokens and logit bytes for each second, and how much of the time on one thread the roof
-/// would have taken.
-void report(benchmark::State& state, problem const& p, std::int64_t bytes, int threads) {
-  double const tokens = static_cast<double>(state.iterations()) * static_cast<double>(p.T);
-  state.counters["tokens/s"] = benchmark::Counter(tokens, benchmark::Counter::kIsRate);
-  state.counters["bytes/s"] =
-      benchmark::Counter(tokens * static_cast<double>(bytes) / static_cast<double>(p.T),
-                         benchmark::Counter::kIsRate, benchmark::Counter::kIs1024);
-  state.counters["%exp_roof"] =
-      benchmark::Counter(100e-9 * roof_ns(p) / threads * static_cast<double>(state.iterations()),
-                         benchmark::Counter::kIsRate);
+/// Runs f until the benchmark is done. Counters: tokens and bytes for each second, and the percentage
+/// of the time that the roof would have taken on as many threads.
+template <class F>
+void measure(benchmark::State& state, problem const& p, std::int64_t bytes, int threads, F&& f) {
+  auto const start = std::chrono::steady_clock::now();
+  for (auto _ : state) {
+    f();
+    benchmark::ClobberMemory();
+  }
+  std::chrono::duration<double, std::nano> const took = std::chrono::steady_clock::now() - start;
+  double const runs = static_cast<double>(state.iterations());
+  auto const rate = [runs](double amount, benchmark::Counter::OneK k) {
+    return benchmark::Counter(runs * amount, benchmark::Counter::kIsRate, k);
+  };
+  state.counters["tokens/s"] = rate(static_cast<double>(p.T), benchmark::Counter::kIs1000);
+  state.counters["bytes/s"] = rate(static_cast<double>(bytes), benchmark::Counter::kIs1024);
+  state.counters["%exp_roof"] = 100 * roof_ns(p) / threads * runs / took.count();
 }
 
 template <class Gate>
@@ -132,11 +138,8 @@ void route(benchmark::State& state) {
           std::abs(out.weight[i] - expected.weight[i]) > 1e-5f)
         return state.SkipWithError("differs from the scalar gate");
   }
-  for (auto _ : state) {
-    moe::route(exec, g, p.view(), tokens, scratch, out);
-    benchmark::ClobberMemory();
-  }
-  report(state, p, p.T * (4 * p.E + 12 * p.K), threads);
+  measure(state, p, p.T * (4 * p.E + 12 * p.K), threads,
+          [&] { moe::route(exec, g, p.view(), tokens, scratch, out); });
 }
 
 template <class Gate>
@@ -152,22 +155,16 @@ void route_backward(benchmark::State& state) {
   std::vector<float> const dweight(static_cast<std::size_t>(p.T * p.K), 0.5f);
   std::vector<float> const dscore(static_cast<std::size_t>(p.E), 0.1f);
   std::vector<float> dlogits(p.logits.size());
-  for (auto _ : state) {
+  measure(state, p, p.T * (8 * p.E + 8 * p.K), threads, [&] {
     moe::route_backward(exec, g, p.view(), out, moe::matrix_view(dweight, p.T, p.K),
                         {.expert = dscore}, scratch, moe::matrix_view(dlogits, p.T, p.E));
-    benchmark::ClobberMemory();
-  }
-  report(state, p, p.T * (8 * p.E + 8 * p.K), threads);
+  });
 }
 
 void baseline(benchmark::State& state) {
   problem const p(state);
   moe::routing_buffer out(p.T, p.K, p.E);
-  for (auto _ : state) {
-    scalar_gate(p, out);
-    benchmark::ClobberMemory();
-  }
-  report(state, p, p.T * (4 * p.E + 8 * p.K), 1);
+  measure(state, p, p.T * (4 * p.E + 8 * p.K), 1, [&] { scalar_gate(p, out); });
 }
 
 void shapes(benchmark::internal::Benchmark* b) {

@@ -194,16 +194,8 @@ TEST_CASE("core/scalar: conversions are spelled out, and never round twice") {
   static_assert(!std::is_constructible_v<bf16, int> && !std::is_constructible_v<half, int>);
   static_assert(!std::is_constructible_v<bf16, half> && !std::is_constructible_v<half, bf16>);
   static_assert(std::is_constructible_v<double, bf16> && std::is_constructible_v<double, half>);
-  static_assert([]<class T>(T) {
-    return !requires(T a) {
-      a + a;
-    };
-  }(bf16{}));
-  static_assert([]<class T>(T) {
-    return !requires(T a) {
-      a * 1.0f;
-    };
-  }(half{}));
+  static_assert([]<class T>(T) { return !requires(T a) { a + a; }; }(bf16{}));
+  static_assert([]<class T>(T) { return !requires(T a) { a * 1.0f; }; }(half{}));
 
   static_assert(std::is_same_v<moe::accumulate_t<bf16>, float>);
   static_assert(std::is_same_v<moe::accumulate_t<half>, float>);

@@ -10,6 +10,7 @@
 #include <support/preset_run.hpp>
 #include <vector>
 
+#include <moe/core/thread_team.hpp>
 #include <moe/gate/preset.hpp>
 #include <moe/gate/presets.hpp>
 
@@ -179,7 +180,7 @@ TEST_CASE("gate/preset: the same bits for any number of threads") {
   });
 }
 
-TEST_CASE("gate/preset: padded rows and an expert map change where rows are, not what is kept") {
+TEST_CASE("gate/preset: padded rows change where rows are, not what is kept") {
   auto const logits = random_logits(64, 6, 7);
   auto router = moe::deepspeed_topk({.capacity_factor = 0.5, .min_capacity = 0});
   preset_run const packed(router, logits, 6, moe::batch{.training = true});
@@ -208,24 +209,26 @@ TEST_CASE("gate/preset: refuses short scratch, shapes that disagree, options out
   moe::routing_buffer routing(300, 2, 5);
   moe::table_buffer table(moe::preset_table_shape(router, 300, 5));
   std::vector<float> weights(600);
-  auto const apply = [&](moe::memory scratch, moe::matrix_view<float> w) {
+  auto const apply = [&](moe::memory scratch, moe::vector_view<float> w) {
     moe::apply_preset(exec, router, moe::matrix_view(logits, 300, 5), {}, {}, scratch, routing,
                       table, w);
   };
   moe::buffer const scratch(moe::preset_scratch(exec, router, 300, 5));
-  CHECK_NOTHROW(apply(scratch, {weights, 300, 2}));
+  CHECK_NOTHROW(apply(scratch, weights));
   CHECK_THROWS_WITH_AS(
-      apply(moe::buffer(100), {weights, 300, 2}),
+      apply(moe::buffer(100), weights),
       doctest::Contains("apply_preset: scratch >= preset_scratch(exec, preset, T, E)"),
       moe::precondition_error);
-  CHECK_THROWS_WITH_AS(apply(scratch, {weights, 300, 1}), doctest::Contains("weigh_kept"),
-                       moe::precondition_error);
-  CHECK_THROWS_WITH_AS(apply(scratch, {weights, 300, 1}), doctest::Contains("preset_test.cpp"),
+  CHECK_THROWS_WITH_AS(
+      apply(scratch, {weights.data(), 599}),
+      doctest::Contains("apply_preset: weights is [T*K]; got size = 599, T = 300, K = 2"),
+      moe::precondition_error);
+  CHECK_THROWS_WITH_AS(apply(scratch, {weights.data(), 599}), doctest::Contains("preset_test.cpp"),
                        moe::precondition_error);
   std::vector<float> dlogits(1500);
   CHECK_THROWS_WITH_AS(
       moe::apply_preset_backward(exec, router, moe::matrix_view(logits, 300, 5), routing, table,
-                                 {weights, 300, 2}, 1, moe::memory{}, {dlogits, 300, 5}),
+                                 weights, 1, moe::memory{}, {dlogits, 300, 5}),
       doctest::Contains("apply_preset_backward: scratch >= preset_scratch"),
       moe::precondition_error);
   CHECK_THROWS_WITH_AS(moe::deepspeed_topk({.k = 17}), doctest::Contains("top_k: 1 <= k <= MaxK"),

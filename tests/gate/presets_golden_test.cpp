@@ -10,6 +10,8 @@
 #include <support/preset_run.hpp>
 #include <vector>
 
+#include <moe/dispatch/combine.hpp>
+#include <moe/dispatch/dispatch.hpp>
 #include <moe/gate/presets.hpp>
 
 namespace {
@@ -119,7 +121,7 @@ TEST_CASE("gate/presets: golden cases of Tutel, from logits to outputs and back"
   auto const logits = get(data, "logits"), x = get(data, "x"), dy = get(data, "dy"),
              expert_scale = get(data, "expert_scale");
   moe::cpu const exec;
-  int compared = 0;
+  int compared = 0, before_experts = 0;
   for (json const& golden : data["cases"]) {
     CAPTURE(compared);
     int const k = golden["k"];
@@ -144,21 +146,40 @@ TEST_CASE("gate/presets: golden cases of Tutel, from logits to outputs and back"
         CHECK(run.weights[run.pair(t, j)] == (loc < C ? run.routing.weight[t * k + j] : 0.0f));
       }
 
-    // Experts f_e(x) = x * expert_scale[e]: linear, so the side on which weights apply shows in
-    // rounding only.
-    std::vector<float> y(x.size()), dx(x.size()), dweights(static_cast<std::size_t>(T * k));
-    for (std::int64_t t = 0; t < T; ++t)
-      for (int j = 0; j < k; ++j) {
-        if (run.slot(t, j) < 0) continue;
-        float const w = run.weights[run.pair(t, j)];
-        for (int d = 0; d < D; ++d) {
-          auto const i = static_cast<std::size_t>(t * D + d);
-          float const scale = expert_scale[static_cast<std::size_t>(run.expert(t, j) * D + d)];
-          y[i] += w * x[i] * scale;
-          dx[i] += w * dy[i] * scale;
-          dweights[run.pair(t, j)] += dy[i] * x[i] * scale;
-        }
-      }
+    // Experts f_e(x) = x * expert_scale[e], and their gradient, row by row.
+    auto const& table = run.table;
+    auto const scale_rows = [&](std::vector<float>& rows) {
+      for (int e = 0; e < E; ++e)
+        for (int r = table.begin[e]; r < table.begin[e] + table.used[e]; ++r)
+          for (int d = 0; d < D; ++d)
+            rows[static_cast<std::size_t>(r * D + d)] *=
+                expert_scale[static_cast<std::size_t>(e * D + d)];
+    };
+    std::int64_t const N = table.counts->rows;
+    std::vector<float> rows(static_cast<std::size_t>(N * D)), drows(rows), y(x.size()),
+        dx(x.size()), dweights(run.weights.size());
+    moe::matrix_view const rows_view(rows, N, D), drows_view(drows, N, D), dx_view(dx, T, D),
+        y_view(y, T, D);
+    moe::matrix_view const x_view(x, T, D), dy_view(dy, T, D);
+    moe::vector_view<float const> const weights(run.weights);
+    if (run.preset.apply == moe::weights_apply::after_experts) {
+      moe::dispatch(exec, x_view, table, rows_view);
+      scale_rows(rows);
+      moe::combine(exec, rows_view, table, weights, y_view);
+      moe::combine_backward(exec, dy_view, rows_view, table, weights, drows_view,
+                            moe::vector_view<float>(dweights));
+      scale_rows(drows);
+      moe::dispatch_backward(exec, drows_view, table, dx_view);
+    } else {
+      moe::dispatch(exec, x_view, table, weights, rows_view);
+      scale_rows(rows);
+      moe::combine(exec, rows_view, table, y_view);
+      moe::dispatch(exec, dy_view, table, drows_view);  // the gradient of combine without weights
+      scale_rows(drows);
+      moe::dispatch_backward(exec, drows_view, x_view, table, weights, dx_view,
+                             moe::vector_view<float>(dweights));
+      ++before_experts;
+    }
     auto const dlogits = run.gradient(dweights, data["aux_weight"]);
     auto const near = [&](std::vector<float> const& mine, char const* name) {
       auto const theirs = get(golden, name);
@@ -171,4 +192,5 @@ TEST_CASE("gate/presets: golden cases of Tutel, from logits to outputs and back"
     ++compared;
   }
   CHECK(compared == 21);
+  CHECK(before_experts == 9);
 }

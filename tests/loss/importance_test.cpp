@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include <moe/core/thread_team.hpp>
 #include <moe/loss/importance.hpp>
 
 namespace {

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include <moe/core/thread_team.hpp>
 #include <moe/loss/load_balance.hpp>
 
 using rule = moe::load_balance_rule;

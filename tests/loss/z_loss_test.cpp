@@ -7,6 +7,7 @@
 #include <random>
 #include <vector>
 
+#include <moe/core/thread_team.hpp>
 #include <moe/loss/z_loss.hpp>
 
 namespace {

@@ -141,9 +141,7 @@ TEST_CASE("schedule/pyramid: broken rules are refused by name and value") {
              "expert_schedule: 0 <= layers <= max_layers; got layers = 257, max_layers = 256"));
   CHECK(says(refusal([&] { expert_schedule{too_many}; }), "pyramid_test.cpp"));
   CHECK(says(refusal([] { expert_schedule::dense(-1); }), "got layers = -1"));
-  CHECK(says(refusal([] {
-               expert_schedule(std::vector<int>{4, -2});
-             }),
+  CHECK(says(refusal([] { expert_schedule(std::vector<int>{4, -2}); }),
              "expert_schedule: experts >= 0; got layer = 1, experts = -2"));
   CHECK(says(refusal([] { expert_schedule::every_nth(4, 2, 2).with_k(3); }),
              "1 <= k <= experts and k <= max_choices; got layer = 1, k = 3, experts = 2"));

@@ -132,7 +132,7 @@ V law_sum(std::vector<V> const& scores, F const& f, int width) {
 
 /// Laws of a score_row. `make(scores, copies, f)` calls f(row) on a row of R.
 template <class R, class Make>
-requires moe::score_row<R>
+  requires moe::score_row<R>
 void score_row_laws(Make const& make) {
   using V = typename R::value_type;
   V const none = -std::numeric_limits<V>::infinity();
@@ -270,7 +270,8 @@ std::vector<V> law_score_backward(P const& p, std::vector<V> const& scores,
 /// Laws of a score_policy: candidates are kept, results are finite and a function of the arguments,
 /// float agrees with double, and backward with central differences.
 template <class P>
-requires moe::score_policy<P, moe::array_row<float>> && moe::score_policy<P, moe::array_row<double>>
+  requires moe::score_policy<P, moe::array_row<float>> &&
+           moe::score_policy<P, moe::array_row<double>>
 void score_policy_laws(P const& p, law_options const& options = {}) {
   moe::token const t = options.token;
   for (int const E : options.sizes)
@@ -377,8 +378,8 @@ void select_policy_laws_of(P const& p, law_options const& options) {
 
 /// Laws of a select_policy: different live ids, the rest -1, a function of the arguments.
 template <class P>
-requires moe::select_policy<P, moe::array_row<float>> &&
-    moe::select_policy<P, moe::array_row<double>>
+  requires moe::select_policy<P, moe::array_row<float>> &&
+           moe::select_policy<P, moe::array_row<double>>
 void select_policy_laws(P const& p, law_options const& options = {}) {
   select_policy_laws_of<P, float>(p, options);
   select_policy_laws_of<P, double>(p, options);
@@ -408,8 +409,8 @@ std::vector<V> law_weigh_backward(P const& p, std::vector<V> const& scores,
 /// there is no expert, float agrees with double, backward adds and agrees with central differences.
 /// Scores are positive unless the options say otherwise.
 template <class P, int MaxK = 4>
-requires moe::weigh_policy<P, moe::array_row<float>, MaxK> &&
-    moe::weigh_policy<P, moe::array_row<double>, MaxK>
+  requires moe::weigh_policy<P, moe::array_row<float>, MaxK> &&
+           moe::weigh_policy<P, moe::array_row<double>, MaxK>
 void weigh_policy_laws(P const& p, law_options options = {.mean = 2, .sd = 0.4}) {
   using Chosen = moe::choices<MaxK, double>;
   for (int const E : options.sizes)
@@ -512,7 +513,7 @@ void token_gate_laws_of(G const& g, law_options const& options) {
 /// Laws of a token_gate: those of a select_policy and a weigh_policy together, and backward against
 /// central differences of the weights and the scores with the choice of experts held fixed.
 template <class G>
-requires moe::token_gate<G, moe::array_row<float>> && moe::token_gate<G, moe::array_row<double>>
+  requires moe::token_gate<G, moe::array_row<float>> && moe::token_gate<G, moe::array_row<double>>
 void token_gate_laws(G const& g, law_options const& options = {}) {
   REQUIRE(g.k() >= 1);
   REQUIRE(g.k() <= G::max_k);

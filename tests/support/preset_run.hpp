@@ -47,14 +47,14 @@ struct preset_run {
         scratch(moe::preset_scratch<V>(exec, p, T, E)),
         weights(static_cast<std::size_t>(T * K), V(99)),
         loss(moe::apply_preset(exec, p, moe::matrix_view(logits, T, E), tokens, {}, scratch,
-                               routing, table, {weights, T, K})) {}
+                               routing, table, weights)) {}
 
   /// d/dlogits, given d/dweights [T,K] and the coefficient of the loss.
   std::vector<V> gradient(std::vector<V> const& dweights, double dloss,
                           moe::cpu const& exec = {}) const {
     std::vector<V> dlogits(logits.size(), V(99));
     moe::apply_preset_backward(exec, preset, moe::matrix_view(logits, T, E), routing, table,
-                               {dweights, T, K}, dloss, scratch, {dlogits, T, E});
+                               dweights, dloss, scratch, {dlogits, T, E});
     return dlogits;
   }
 

@@ -12,7 +12,14 @@
 
 namespace moe_test::reference {
 
-enum class original { deepspeed_top1, deepspeed_top2, deepspeed_topk, tutel, switch_transformer, gshard };
+enum class original {
+  deepspeed_top1,
+  deepspeed_top2,
+  deepspeed_topk,
+  tutel,
+  switch_transformer,
+  gshard
+};
 enum class full { position, given, score, batch_prioritised };
 
 /// Noise is given, row-major [T,E] ([T] for withdraw); empty = none.
@@ -20,11 +27,11 @@ struct problem {
   original gate = original::deepspeed_top1;
   int T = 0, E = 1, K = 1;
   std::vector<double> logits;
-  std::vector<char> live;        ///< [T]
-  std::vector<double> selection; ///< Added to the logits for selection (DeepSpeed).
-  std::vector<double> noise;     ///< Added to the logits before anything else (Tutel).
-  std::vector<double> withdraw;  ///< [T]: second choice goes unless 2 w2 > withdraw (GShard).
-  std::vector<double> priority;  ///< Of full::given.
+  std::vector<char> live;         ///< [T]
+  std::vector<double> selection;  ///< Added to the logits for selection (DeepSpeed).
+  std::vector<double> noise;      ///< Added to the logits before anything else (Tutel).
+  std::vector<double> withdraw;   ///< [T]: second choice goes unless 2 w2 > withdraw (GShard).
+  std::vector<double> priority;   ///< Of full::given.
   double factor = 1;
   int min_capacity = 0;
   int alignment = 1;
@@ -40,7 +47,8 @@ struct result {
   std::vector<int> slot;       ///< [T,K]: -1 = no row.
   std::vector<double> weight;  ///< [T,K]: 0 without a row.
   double loss = 0;
-  double margin = 1e300;  ///< The least difference that decided anything, relative for probabilities.
+  double margin =
+      1e300;  ///< The least difference that decided anything, relative for probabilities.
 };
 
 namespace detail {
@@ -84,9 +92,10 @@ inline result run(problem const& p) {
   using detail::at;
   int const T = p.T, E = p.E, K = p.K;
   double const none = -std::numeric_limits<double>::infinity();
-  bool const deepspeed = p.gate == original::deepspeed_top1 ||
-                         p.gate == original::deepspeed_top2 || p.gate == original::deepspeed_topk;
-  bool const normalised_before = p.gate == original::gshard || (p.gate == original::tutel && K > 1 && p.normalise);
+  bool const deepspeed = p.gate == original::deepspeed_top1 || p.gate == original::deepspeed_top2 ||
+                         p.gate == original::deepspeed_topk;
+  bool const normalised_before =
+      p.gate == original::gshard || (p.gate == original::tutel && K > 1 && p.normalise);
   bool const normalised_after = deepspeed && p.gate != original::deepspeed_top1;
   result r;
   auto const decide = [&](double won, double lost, double scale) {
@@ -145,7 +154,8 @@ inline result run(problem const& p) {
       for (int j = 0; j < K; ++j) r.weight[at(t, j, K)] /= std::max(total, double{FLT_EPSILON});
     }
     if (!p.withdraw.empty() && r.expert[at(t, 1, K)] >= 0) {
-      double const chance = 2 * r.weight[at(t, 1, K)], draw = p.withdraw[static_cast<std::size_t>(t)];
+      double const chance = 2 * r.weight[at(t, 1, K)],
+                   draw = p.withdraw[static_cast<std::size_t>(t)];
       decide(chance, draw, 1);
       if (!(chance > draw)) {
         r.expert[at(t, 1, K)] = -1;
@@ -181,12 +191,15 @@ inline result run(problem const& p) {
   std::vector<int> token_order(static_cast<std::size_t>(T));
   for (int t = 0; t < T; ++t) token_order[static_cast<std::size_t>(t)] = t;
   if (p.when_full == full::batch_prioritised) {
-    auto const best = [&](int t) { return *std::max_element(probability.begin() + t * E, probability.begin() + (t + 1) * E); };
+    auto const best = [&](int t) {
+      return *std::max_element(probability.begin() + t * E, probability.begin() + (t + 1) * E);
+    };
     std::vector<int> routed;
     for (int t = 0; t < T; ++t)
       if (r.expert[at(t, 0, K)] >= 0) routed.push_back(t);
     token_order = routed;
-    std::stable_sort(token_order.begin(), token_order.end(), [&](int a, int b) { return best(a) > best(b); });
+    std::stable_sort(token_order.begin(), token_order.end(),
+                     [&](int a, int b) { return best(a) > best(b); });
     for (std::size_t i = 1; i < token_order.size(); ++i)
       decide(best(token_order[i - 1]), best(token_order[i]), best(token_order[i]));
   }
@@ -213,16 +226,24 @@ inline result run(problem const& p) {
     if (kept.size() > C && (p.when_full == full::given || p.when_full == full::score)) {
       bool const by_score = p.when_full == full::score;
       auto const rank = [&](std::size_t pair) {
-        std::size_t const i = pair / static_cast<std::size_t>(K) * static_cast<std::size_t>(E) + static_cast<std::size_t>(e);
+        std::size_t const i = pair / static_cast<std::size_t>(K) * static_cast<std::size_t>(E) +
+                              static_cast<std::size_t>(e);
         return by_score ? probability[i] : p.priority[i];
       };
       auto sorted = kept;
-      std::stable_sort(sorted.begin(), sorted.end(), [&](std::size_t a, std::size_t b) { return rank(a) > rank(b); });
+      std::stable_sort(sorted.begin(), sorted.end(),
+                       [&](std::size_t a, std::size_t b) { return rank(a) > rank(b); });
       if (by_score && C > 0) decide(rank(sorted[C - 1]), rank(sorted[C]), rank(sorted[C]));
       sorted.resize(C);
-      kept.erase(std::remove_if(kept.begin(), kept.end(), [&](std::size_t pair) { return std::find(sorted.begin(), sorted.end(), pair) == sorted.end(); }), kept.end());
+      kept.erase(std::remove_if(kept.begin(), kept.end(),
+                                [&](std::size_t pair) {
+                                  return std::find(sorted.begin(), sorted.end(), pair) ==
+                                         sorted.end();
+                                }),
+                 kept.end());
     }
-    for (std::size_t s = 0; s < std::min(kept.size(), C); ++s) r.slot[kept[s]] = static_cast<int>(s);
+    for (std::size_t s = 0; s < std::min(kept.size(), C); ++s)
+      r.slot[kept[s]] = static_cast<int>(s);
   }
 
   // Weights of what stayed.

@@ -182,7 +182,7 @@ void fill(table_case<V>& c, Draw& draw, table_case_limits const& most = {}) {
 
   c.shape = {.T = T + static_cast<int>(draw(3)),
              .K = K + static_cast<int>(draw(2)),
-             .E = E + static_cast<int>(draw(2)),
+             .E = E + (most.hostile ? static_cast<int>(draw(2)) : 0),
              .P = P + 1,
              .sources = sources};
   c.shape.max_rows = moe::max_rows(rules, c.shape);

@@ -14,6 +14,17 @@ namespace moe::inline MOE_ABI {
 
 struct bf16;
 struct half;
+class cpu;
+class memory;
+struct routing_table;
+struct row_segments;
+enum class update : std::uint8_t;
+template <class T>
+class vector_view;
+template <class T>
+class matrix_view;
+template <class T>
+class stacked_view;
 
 /// An element type of tokens, rows and parameters.
 ///
@@ -22,7 +33,15 @@ struct half;
 /// Models.    float, double, `bf16`, `half`.
 template <class T>
 concept scalar = std::same_as<T, float> || std::same_as<T, double> || std::same_as<T, bf16> ||
-    std::same_as<T, half>;
+                 std::same_as<T, half>;
+
+namespace detail {
+
+/// Unlike T*, this does not convert to that of a base class, which would step by another size.
+template <class T>
+using array_pointer = T (*)[];
+
+}  // namespace detail
 
 /// Storage whose elements lie one after another: what a view can be made from.
 ///
@@ -32,9 +51,8 @@ concept scalar = std::same_as<T, float> || std::same_as<T, double> || std::same_
 /// Models.    std::vector, std::array, std::span; a tensor class with data() and size().
 template <class S, class T>
 concept contiguous_storage = requires(S& s) {
-  // As pointers to arrays: a pointer to a derived class would step by another size.
-  requires std::convertible_to < std::remove_pointer_t<decltype(s.data())>(*)
-  [], T(*)[] > ;
+  requires std::convertible_to<detail::array_pointer<std::remove_pointer_t<decltype(s.data())>>,
+                               detail::array_pointer<T>>;
   { s.size() } -> std::convertible_to<std::size_t>;
 };
 
@@ -65,9 +83,7 @@ struct any_map {
 
 /// Before `choices<P::max_k>` is formed, which refuses other values.
 template <class P>
-concept bounded_choices = requires {
-  requires P::max_k >= 1 && P::max_k <= max_choices;
-};
+concept bounded_choices = requires { requires P::max_k >= 1 && P::max_k <= max_choices; };
 
 }  // namespace detail
 
@@ -109,10 +125,10 @@ concept score_row = requires(R& r, R const& c, detail::any_map<typename R::value
 /// Models.    `softmax`, `sigmoid`, `identity`.
 template <class P, class R>
 concept score_policy = score_row<R> && std::copyable<P> &&
-    requires(P const& p, R& row, R const& scores, token const& t) {
-  { p(row, t) } -> std::same_as<void>;
-  { p.backward(scores, row, t) } -> std::same_as<void>;
-};
+                       requires(P const& p, R& row, R const& scores, token const& t) {
+                         { p(row, t) } -> std::same_as<void>;
+                         { p.backward(scores, row, t) } -> std::same_as<void>;
+                       };
 
 /// A select policy picks up to k experts of a row of keys, best first.
 ///
@@ -121,13 +137,14 @@ concept score_policy = score_row<R> && std::copyable<P> &&
 ///            [0, E), all different, or -1 where no live candidate was left, and these come last.
 ///            Keys may be destroyed. An expert whose key is -inf is never chosen. No gradient flows.
 /// Cost.      O(E k); no allocation beyond P::copies row copies in one call (0 if not declared).
-/// Models.    `top_k`, `visible`, `gumbel`, `replayed`.
+/// Models.    `top_k`, `visible`, `sampled`, `replayed`.
 template <class P, class R>
-concept select_policy = score_row<R> && std::copyable<P> && detail::bounded_choices<P> &&
+concept select_policy =
+    score_row<R> && std::copyable<P> && detail::bounded_choices<P> &&
     requires(P const& p, R& keys, choices<P::max_k, typename R::value_type>& c, token const& t) {
-  { p.k() } -> std::same_as<int>;
-  { p(keys, c, t) } -> std::same_as<void>;
-};
+      { p.k() } -> std::same_as<int>;
+      { p(keys, c, t) } -> std::same_as<void>;
+    };
 
 /// A weigh policy gives the chosen experts their weights.
 ///
@@ -137,12 +154,13 @@ concept select_policy = score_row<R> && std::copyable<P> && detail::bounded_choi
 /// Cost.      O(k); no allocation.
 /// Models.    `as_scored`, `renormalised`, `softmax_of_selected`, `scaled`.
 template <class P, class R, int MaxK>
-concept weigh_policy = score_row<R> && std::copyable<P> &&
+concept weigh_policy =
+    score_row<R> && std::copyable<P> &&
     requires(P const& p, R const& scores, R& dscores, choices<MaxK, typename R::value_type>& c,
              choices<MaxK, typename R::value_type> const& dc) {
-  { p(scores, c) } -> std::same_as<void>;
-  { p.backward(scores, dc, dc, dscores) } -> std::same_as<void>;
-};
+      { p(scores, c) } -> std::same_as<void>;
+      { p.backward(scores, dc, dc, dscores) } -> std::same_as<void>;
+    };
 
 /// A token-choice gate: a small copyable value that sends one token to at most k of E experts.
 ///
@@ -154,13 +172,14 @@ concept weigh_policy = score_row<R> && std::copyable<P> &&
 /// Cost.      O(E k); G::copies row copies in one call (at most 2 if not declared).
 /// Models.    `gate<Score, Select, Weigh>`.
 template <class G, class R>
-concept token_gate = score_row<R> && std::copyable<G> && detail::bounded_choices<G> &&
+concept token_gate =
+    score_row<R> && std::copyable<G> && detail::bounded_choices<G> &&
     requires(G const& g, R& row, R const& scores, choices<G::max_k, typename R::value_type>& c,
              choices<G::max_k, typename R::value_type> const& dc, token const& t) {
-  { g.k() } -> std::same_as<int>;
-  { g(row, c, t) } -> std::same_as<void>;
-  { g.backward(scores, dc, dc, row, t) } -> std::same_as<void>;
-};
+      { g.k() } -> std::same_as<int>;
+      { g(row, c, t) } -> std::same_as<void>;
+      { g.backward(scores, dc, dc, row, t) } -> std::same_as<void>;
+    };
 
 /// A source of noise: a number for each (token, expert).
 ///
@@ -183,6 +202,73 @@ concept noise_source = std::copyable<N> && requires(N const& n, token const& t, 
 template <class O, class Pair>
 concept overflow_rule = requires(O const& o, Pair const& pair) {
   { o(pair) } -> std::convertible_to<float>;
+};
+
+/// What stands between the two projections of an expert, elementwise.
+///
+/// Syntax.    `A::gated` is a bool constant. Not gated: `a(x)`, `a.derivative(x)`. Gated: `a(gate, up)`,
+///            and `a.derivative(gate, up)` has members gate and up. float and double.
+/// Semantics. A function of its arguments and of a's members alone; NaN stays NaN.
+/// Cost.      O(1), without branches.
+/// Models.    `relu`, `silu`, `gelu`, `gelu_tanh`, `swiglu`, `geglu`, `geglu_tanh`, `clamped_swiglu`.
+template <class A>
+concept activation = std::copyable<A> && requires {
+  { A::gated } -> std::convertible_to<bool>;
+} &&((A::gated &&
+      requires(A const& a, float x, double y) {
+        { a(x, x) } -> std::same_as<float>;
+        { a(y, y) } -> std::same_as<double>;
+        { a.derivative(x, x).gate } -> std::convertible_to<float>;
+        { a.derivative(x, x).up } -> std::convertible_to<float>;
+      }) ||
+     (!A::gated && requires(A const& a, float x, double y) {
+       { a(x) } -> std::same_as<float>;
+       { a(y) } -> std::same_as<double>;
+       { a.derivative(x) } -> std::same_as<float>;
+     }));
+
+/// The grouped products that experts are made of; see `builtin_gemm` for what each computes.
+///
+/// Syntax.    Static functions, below; `a`, `c` rows [N,in], [N,out], `b` weights [P,in,out].
+/// Semantics. c[r] = a[r] b[p] + bias[p]; da[r] (+)= dc[r] b[p]^T; db[p] (+)= the sum of a[r]^T dc[r].
+///            Rows outside the segments are neither read nor written. An expert without rows has
+///            gradient 0. The same bits for any number of threads.
+/// Cost.      2 N in out operations each; allocates nothing: scratch_bytes(exec, P) from the caller.
+/// Models.    `builtin_gemm`, `cblas_gemm`.
+template <class G, class V>
+concept gemm_provider = requires(cpu const& exec, matrix_view<V const> a, stacked_view<V const> b,
+                                 matrix_view<V> c, stacked_view<V> db, row_segments const& segments,
+                                 update how, memory scratch, int P) {
+  { G::template scratch_bytes<V>(exec, P) } -> std::convertible_to<std::size_t>;
+  G::template forward<V>(exec, a, b, a, segments, c, scratch);
+  G::template input_gradient<V>(exec, a, b, segments, how, c, scratch);
+  G::template weight_gradient<V>(exec, a, a, segments, how, db, scratch);
+};
+
+/// All experts of a layer: the seam behind which weights may be packed and stages fused.
+///
+/// Syntax.    Below; `X::template parameters<V>` is a set of views on the caller's parameters or
+///            gradients, `x.prepare(values)` gives a handle.
+/// Semantics. forward sets out[t] to the weighted sum of what t's experts give, and keeps in `saved`
+///            what backward needs; saved_bytes is all of it. infer saves nothing. backward gives dtokens and dweight and
+///            assigns to or adds to the gradients; called with what forward was called with. A handle
+///            never runs with values that are no longer those of its parameters: it reads them where
+///            they lie, or throws precondition_error.
+/// Cost.      Allocates nothing.
+/// Models.    `ffn<Activation, Gemm>`.
+template <class X, class V>
+concept experts = std::copyable<X> &&
+    requires(X const& x, cpu const& exec, typename X::template parameters<V const> values,
+             typename X::template parameters<V> gradients, matrix_view<V const> tokens,
+             routing_table const& table, vector_view<V const> weight, matrix_view<V> out,
+             vector_view<V> dweight, memory bytes, update how, std::int64_t n) {
+  x.forward(exec, x.prepare(values), tokens, table, weight, out, bytes, bytes);
+  x.infer(exec, x.prepare(values), tokens, table, weight, out, bytes);
+  x.backward(exec, x.prepare(values), tokens, tokens, table, weight, bytes, out, dweight, gradients,
+             how, bytes);
+  { x.template saved_bytes<V>(values.shape(), n) } -> std::same_as<std::size_t>;
+  { x.template forward_scratch_bytes<V>(exec, values.shape(), n) } -> std::same_as<std::size_t>;
+  { x.template backward_scratch_bytes<V>(exec, values.shape(), n) } -> std::same_as<std::size_t>;
 };
 
 }  // namespace moe::inline MOE_ABI

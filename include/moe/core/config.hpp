@@ -65,3 +65,16 @@ compile with -fno-associative-math"
 #else
 #define MOE_ABI abi_base
 #endif
+
+// Bytes of the vectors that kernels are written for: a function of MOE_ABI.
+#if defined(__AVX512F__)
+#define MOE_VECTOR_BYTES 64
+#elif defined(__AVX2__) || defined(__FMA__) || defined(__BMI2__) || defined(__AVX__) || \
+    defined(__F16C__) || defined(__BMI__)
+#define MOE_VECTOR_BYTES 32
+#else
+#define MOE_VECTOR_BYTES 16
+#endif
+
+// For kernels whose accumulators must stay in registers: they are inlined whole.
+#define MOE_ALWAYS_INLINE inline __attribute__((always_inline))

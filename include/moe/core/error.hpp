@@ -16,8 +16,8 @@ namespace moe {
 
 /// Where a public function was called: the file and line that an error message ends with.
 struct call_site {
-  char const* file;
-  int line;
+  char const* file = "unknown";
+  int line = 0;
 
   /// As a default argument this names the caller (std::source_location is missing in clang 14).
   static constexpr call_site here(char const* file = __builtin_FILE(),
@@ -35,7 +35,8 @@ class error : public std::runtime_error {
 /// The caller broke a precondition of a public function.
 class precondition_error : public error {
  public:
-  precondition_error(std::string const& message, call_site site)
+  // Inlined into tagged functions: a copy of its own would be shared by all instruction sets.
+  [[gnu::always_inline]] precondition_error(std::string const& message, call_site site)
       : error(message + " (called at " + site.file + ":" + std::to_string(site.line) + ")"),
         site_(site) {}
 

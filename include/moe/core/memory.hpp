@@ -75,7 +75,7 @@ class buffer {
  public:
   constexpr buffer() noexcept = default;
   explicit buffer(std::size_t bytes)
-      : data_(static_cast<std::byte*>(::operator new (bytes, std::align_val_t{memory::alignment}))),
+      : data_(static_cast<std::byte*>(::operator new(bytes, std::align_val_t{memory::alignment}))),
         bytes_(bytes) {}
   buffer(buffer&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
@@ -84,7 +84,7 @@ class buffer {
     std::swap(bytes_, other.bytes_);
     return *this;
   }
-  ~buffer() { ::operator delete (data_, std::align_val_t{memory::alignment}); }
+  ~buffer() { ::operator delete(data_, std::align_val_t{memory::alignment}); }
 
   operator memory() const noexcept { return {data_, bytes_}; }
   std::byte* data() const noexcept { return data_; }

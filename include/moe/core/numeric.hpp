@@ -65,7 +65,7 @@ MOE_HOST_DEVICE inline float exp(float x) noexcept {
   std::int32_t const half = n >> 1;
   auto const scale0 = __builtin_bit_cast(float, (half + 127) << 23);
   auto const scale1 = __builtin_bit_cast(float, (n - half + 127) << 23);
-  auto const value = __builtin_bit_cast(std::uint32_t, e_to_r * scale0 * scale1);
+  auto const value = __builtin_bit_cast(std::uint32_t, (e_to_r * scale0) * scale1);
   std::uint32_t const beyond = (infinity & ~negative) | (bits & nan);
   return __builtin_bit_cast(float, (value & ~outside) | (beyond & outside));
 #endif

@@ -53,16 +53,20 @@ class array_row {
   }
 
   MOE_HOST_DEVICE constexpr V max(int first, int last) const noexcept {
-    // In lanes, because compilers do not reorder the comparisons of one chain.
-    V lane[lanes];
-    for (V& best : lane) best = no_score<V>;
+    V best = no_score<V>;
     int e = first;
-    for (; e + lanes <= last; e += lanes)
-      for (int l = 0; l < lanes; ++l) lane[l] = scores_[e + l] > lane[l] ? scores_[e + l] : lane[l];
-    for (int width = lanes / 2; width > 0; width /= 2)
-      for (int l = 0; l < width; ++l)
-        lane[l] = lane[l + width] > lane[l] ? lane[l + width] : lane[l];
-    V best = lane[0];
+    if (last - first >= lanes) {
+      // In lanes, because compilers do not reorder the comparisons of one chain.
+      V lane[lanes];
+      for (V& v : lane) v = no_score<V>;
+      for (; e + lanes <= last; e += lanes)
+        for (int l = 0; l < lanes; ++l)
+          lane[l] = scores_[e + l] > lane[l] ? scores_[e + l] : lane[l];
+      for (int width = lanes / 2; width > 0; width /= 2)
+        for (int l = 0; l < width; ++l)
+          lane[l] = lane[l + width] > lane[l] ? lane[l + width] : lane[l];
+      best = lane[0];
+    }
     for (; e < last; ++e) best = scores_[e] > best ? scores_[e] : best;
     return best;
   }
@@ -130,7 +134,7 @@ class array_row {
     for (int l = 0; e + l < size_; ++l) lane[l] += f(e + l);
     if (size_ >= lanes) return fold(lane, lanes / 2);
     int used = lanes;  // the others are 0 and need not be added
-    while (used / 2 >= size_) used /= 2;
+    while (used > 1 && used / 2 >= size_) used /= 2;
     return fold(lane, used / 2);
   }
 

@@ -41,7 +41,8 @@ class thread_team {
   int size() const noexcept { return static_cast<int>(members_.size()) + 1; }
 
   /// Runs task(context, member) on every member, the calling thread being member 0, and waits for
-  /// all. Calls from several threads take turns. A task may run another team.
+  /// all. Calls from several threads take turns. A task may run another team
+  /// (if all tasks that nest two teams nest them in the same order).
   /// @throws precondition_error from inside a task of this team, even through another team (it would
   ///         wait for itself); otherwise what a task threw.
   void run(void (*task)(void*, int), void* context, call_site site = call_site::here()) {
@@ -54,7 +55,6 @@ class thread_team {
       context_ = context;
       caller_ = inside();
       working_.store(size() - 1, std::memory_order_relaxed);
-      failure_ = nullptr;
       epoch_.store(epoch_.load(std::memory_order_relaxed) + 1, std::memory_order_release);
     }
     start_.notify_all();

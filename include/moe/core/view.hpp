@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -24,8 +25,8 @@ class vector_view {
   MOE_HOST_DEVICE constexpr vector_view(T* data, std::int64_t size) noexcept
       : data_(data), size_(size) {}
 
-  /// All elements of anything with `data()` and `size()`. Thus a view of mutable elements is a view
-  /// of constant ones, too.
+  /// All elements of anything with `data()` and `size()`; so a view of mutable elements is one of
+  /// constant ones, too.
   MOE_NO_EXEC_CHECK
   template <contiguous_storage<T> Storage>
   MOE_HOST_DEVICE constexpr vector_view(Storage&& storage) noexcept
@@ -73,11 +74,9 @@ class matrix_view {
   }
 
   /// A view of mutable elements is a view of constant ones.
-  template <class U>
-  requires std::is_same_v<U const, T> MOE_HOST_DEVICE constexpr matrix_view(
-      matrix_view<U> mutable_view) noexcept
-      : matrix_view(mutable_view.data(), mutable_view.rows(), mutable_view.cols(),
-                    mutable_view.ld()) {}
+  template <std::same_as<value_type> U>
+  MOE_HOST_DEVICE constexpr matrix_view(matrix_view<U> const& other) noexcept
+      : data_(other.data()), rows_(other.rows()), cols_(other.cols()), ld_(other.ld()) {}
 
   MOE_HOST_DEVICE constexpr T* data() const noexcept { return data_; }
   MOE_HOST_DEVICE constexpr std::int64_t rows() const noexcept { return rows_; }

@@ -5,8 +5,8 @@
 #include <cstdint>
 
 #include <moe/core/config.hpp>
+#include <moe/core/cpu.hpp>
 #include <moe/core/error.hpp>
-#include <moe/core/execution.hpp>
 #include <moe/core/random.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/view.hpp>

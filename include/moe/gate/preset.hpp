@@ -10,8 +10,8 @@
 
 #include <moe/core/concepts.hpp>
 #include <moe/core/config.hpp>
+#include <moe/core/cpu.hpp>
 #include <moe/core/error.hpp>
-#include <moe/core/execution.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/view.hpp>
@@ -108,7 +108,7 @@ std::size_t preset_scratch(cpu const& exec, preset<Gate, Overflow> const& p, std
 /// @param scratch  preset_scratch(exec, p, T, E, P, sources) bytes.
 /// @param routed   Arrays for T, K = p.gate.k() and E; out: what `route` writes.
 /// @param table    Room for preset_table_shape(p, T, E, P, sources); out: what build_table writes.
-/// @param weights  [T,K] out: what combine (or dispatch, see p.apply) multiplies with; 0 where a pair
+/// @param weights  [T*K] out: what combine (or dispatch, see p.apply) multiplies with; 0 where a pair
 ///                 has no row.
 /// @return The load-balancing loss, unscaled.
 /// @throws precondition_error as those four do.
@@ -118,10 +118,12 @@ template <class Gate, class Overflow, class L, std::floating_point V>
 double apply_preset(cpu const& exec, preset<Gate, Overflow> const& p, matrix_view<L> logits,
                     batch const& tokens, expert_map const& map, memory scratch,
                     basic_routing<V>& routed, routing_table& table,
-                    std::type_identity_t<matrix_view<V>> weights,
+                    std::type_identity_t<vector_view<V>> weights,
                     call_site site = call_site::here()) {
   std::int64_t const T = logits.rows();
   std::int64_t const E = logits.cols();
+  expects(weights.size() == T * p.gate.k(), "apply_preset: weights is [T*K]", site,
+          {{"size", weights.size()}, {"T", T}, {"K", p.gate.k()}});
   matrix_view const scores(
       scratch.take<V>(T * E, "apply_preset: scratch >= preset_scratch(exec, preset, T, E)", site),
       T, E);
@@ -132,7 +134,7 @@ double apply_preset(cpu const& exec, preset<Gate, Overflow> const& p, matrix_vie
     build_table(exec, routed, rules, map, scratch, table, site);
   else
     build_table(exec, routed, rules, p.overflow, map, scratch, table, site);
-  weigh_kept(exec, routed, table, p.kept, weights, site);
+  weigh_kept(exec, p.kept, table, routed.weight, weights.data(), site);
   return load_balance(exec, scores, routed, p.loss, scratch, site);
 }
 
@@ -141,7 +143,7 @@ double apply_preset(cpu const& exec, preset<Gate, Overflow> const& p, matrix_vie
 /// @param logits    [T,E] in, as the forward saw them.
 /// @param routed    As the forward left it.
 /// @param table     As the forward left it.
-/// @param dweights  [T,K] in: gradient with respect to the forward's weights.
+/// @param dweights  [T*K] in: gradient with respect to the forward's weights.
 /// @param dloss     Gradient with respect to the loss: its coefficient.
 /// @param scratch   preset_scratch(exec, p, T, E, P, sources) bytes.
 /// @param dlogits   [T,E] out.
@@ -152,17 +154,20 @@ double apply_preset(cpu const& exec, preset<Gate, Overflow> const& p, matrix_vie
 template <class Gate, class Overflow, class L, std::floating_point V>
 void apply_preset_backward(cpu const& exec, preset<Gate, Overflow> const& p, matrix_view<L> logits,
                            basic_routing<V> const& routed, routing_table const& table,
-                           std::type_identity_t<matrix_view<V const>> dweights, double dloss,
+                           std::type_identity_t<vector_view<V const>> dweights, double dloss,
                            memory scratch, std::type_identity_t<matrix_view<V>> dlogits,
                            call_site site = call_site::here()) {
+  std::int64_t const pairs = routed.T * routed.K;
+  expects(dweights.size() == pairs, "apply_preset_backward: dweights is [T*K]", site,
+          {{"size", dweights.size()}, {"T", routed.T}, {"K", routed.K}});
   char const* const enough = "apply_preset_backward: scratch >= preset_scratch(exec, preset, T, E)";
-  matrix_view const dgate(scratch.take<V>(routed.T * routed.K, enough, site), routed.T, routed.K);
+  V* const dgate = scratch.take<V>(pairs, enough, site);  // [T,K]
   vector_view const dscores(scratch.take<V>(routed.E, enough, site), routed.E);
 
-  weigh_kept_backward(exec, routed, table, p.kept, dweights, dgate, site);
+  weigh_kept_backward(exec, p.kept, table, routed.weight, dweights.data(), dgate, site);
   load_balance_backward(exec, routed, p.loss, dloss, scratch, dscores, site);
   bool const masked = p.loss.masked == load_balance_rule::masked_tokens::scored;
-  route_backward(exec, p.gate, logits, routed, dgate,
+  route_backward(exec, p.gate, logits, routed, {dgate, routed.T, routed.K},
                  {.expert = dscores, .reaches_masked = masked, .token = {}}, scratch, dlogits,
                  site);
 }

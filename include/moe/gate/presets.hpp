@@ -41,8 +41,9 @@ struct optional_select {
   MOE_HOST_DEVICE constexpr int k() const noexcept { return on ? when_on.k() : when_off.k(); }
 
   template <score_row R>
-  requires select_policy<On, R> && select_policy<Off, R> MOE_HOST_DEVICE constexpr void operator()(
-      R& keys, choices<max_k, typename R::value_type>& chosen, token const& t) const {
+    requires select_policy<On, R> && select_policy<Off, R>
+  MOE_HOST_DEVICE constexpr void operator()(R& keys, choices<max_k, typename R::value_type>& chosen,
+                                            token const& t) const {
     if (on)
       when_on(keys, chosen, t);
     else

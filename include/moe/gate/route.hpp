@@ -9,8 +9,8 @@
 
 #include <moe/core/concepts.hpp>
 #include <moe/core/config.hpp>
+#include <moe/core/cpu.hpp>
 #include <moe/core/error.hpp>
-#include <moe/core/execution.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/numeric.hpp>
 #include <moe/core/score_row.hpp>

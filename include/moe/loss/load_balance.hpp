@@ -7,9 +7,10 @@
 #include <type_traits>
 
 #include <moe/core/config.hpp>
+#include <moe/core/cpu.hpp>
 #include <moe/core/error.hpp>
-#include <moe/core/execution.hpp>
 #include <moe/core/memory.hpp>
+#include <moe/core/numeric.hpp>
 #include <moe/core/score_row.hpp>
 #include <moe/core/view.hpp>
 #include <moe/loss/detail/sum_tokens.hpp>
@@ -39,11 +40,26 @@ struct load_balance_rule {
 namespace detail {
 
 struct load_sums {
-  double const* score =
-      nullptr;                   ///< [E]: scores over the tokens that count; null if not asked for.
-  double const* load = nullptr;  ///< [E]: choices.
-  double tokens = 0;             ///< Tokens that count.
+  double const* score;  ///< [E]: scores over the tokens that count; zeros if not asked for.
+  double const* load;   ///< [E]: choices.
+  double tokens;        ///< Tokens that count.
 };
+
+/// A score, or 0 where there is no candidate.
+template <class V>
+V score_or_zero(V s) noexcept {
+  return where(is_candidate(s), s, V(0));
+}
+
+/// Adds four rows of scores to sum [E]: the sums are loaded and stored once for four rows.
+template <class V>
+void add_scores(V const* const* rows, std::int64_t E, double* sum) noexcept {
+  V const *const a = rows[0], *const b = rows[1], *const c = rows[2], *const d = rows[3];
+  for (std::int64_t e = 0; e < E; ++e)
+    sum[e] +=
+        (static_cast<double>(score_or_zero(a[e])) + static_cast<double>(score_or_zero(b[e]))) +
+        (static_cast<double>(score_or_zero(c[e])) + static_cast<double>(score_or_zero(d[e])));
+}
 
 template <class V>
 load_sums sum_load(cpu const& exec, matrix_view<V const> scores, basic_routing<V> const& routed,
@@ -54,6 +70,8 @@ load_sums sum_load(cpu const& exec, matrix_view<V const> scores, basic_routing<V
       exec, routed.T, 2 * E + 1, scratch, "load_balance: scratch >= load_balance_scratch(T, E)",
       site, [&](std::int64_t first, std::int64_t last, double* sum) {
         double* const load = sum + E;
+        V const* rows[4];
+        int held = 0;
         for (std::int64_t t = first; t < last; ++t) {
           std::int64_t const begin = routed.first_pair(t);
           std::int64_t const end = routed.first_pair(t + 1);
@@ -62,9 +80,9 @@ load_sums sum_load(cpu const& exec, matrix_view<V const> scores, basic_routing<V
           if (!live && rule.masked == masked::left_out) continue;
           sum[2 * E] += 1;
           if (!scores.absent()) {
-            V const* const s = scores.row(t);
-            for (std::int64_t e = 0; e < E; ++e)
-              sum[e] += is_candidate(s[e]) ? static_cast<double>(s[e]) : 0.0;
+            rows[held++] = scores.row(t);
+            if (held == 4) add_scores(rows, E, sum);
+            held %= 4;
           }
           if (!live || begin == end) continue;
           bool const one = rule.choices == load_balance_rule::counted::first;
@@ -73,6 +91,9 @@ load_sums sum_load(cpu const& exec, matrix_view<V const> scores, basic_routing<V
             if (e >= 0 && e < E) load[e] += 1;
           }
         }
+        for (int n = 0; n < held; ++n)
+          for (std::int64_t e = 0; e < E; ++e)
+            sum[e] += static_cast<double>(score_or_zero(rows[n][e]));
       });
   return {sums, sums + E, sums[2 * E]};
 }

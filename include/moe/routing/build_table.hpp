@@ -14,7 +14,7 @@
 #include <moe/routing/overflow.hpp>
 #include <moe/routing/routing.hpp>
 #include <moe/routing/routing_table.hpp>
-#include <moe/routing/table_passes.hpp>
+#include <moe/routing/detail/table_passes.hpp>
 #include <moe/routing/table_rules.hpp>
 
 namespace moe::inline MOE_ABI {

@@ -26,15 +26,10 @@ struct routed_pair {
 
 namespace detail {
 
-/// A float as an unsigned integer of the same order, NaN lowest, with one zero: -0 ties with 0.
-MOE_HOST_DEVICE constexpr std::uint32_t score_bits(float score) noexcept {
-  return ordered_bits(score == 0 ? 0.0f : score);
-}
-
 /// Sorts first by priority, NaN as -inf, then by falling rank: the greatest keys are to be kept.
 /// Different ranks make different keys, so that every way of selecting gives the same pairs.
 MOE_HOST_DEVICE constexpr std::uint64_t priority_key(float priority, std::uint32_t rank) noexcept {
-  std::uint32_t const bits = score_bits(priority);
+  std::uint32_t const bits = ordered_bits(priority);
   constexpr std::uint32_t least = 0x007fffff;  // ordered_bits(-inf)
   return static_cast<std::uint64_t>(bits < least ? least : bits) << 32 | ~rank;
 }

@@ -92,6 +92,7 @@ T get(std::byte const*& from) noexcept {
 }
 template <class T>
 void get_all(std::byte const*& from, std::vector<T>& values, std::int64_t n) {
+  values.reserve(static_cast<std::size_t>(n) + 1);  // a part without elements is not null, either
   values.resize(static_cast<std::size_t>(n));
   for (T& value : values) value = get<T>(from);
 }

@@ -2,11 +2,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
-#include <vector>
 
 #include <moe/core/config.hpp>
 #include <moe/core/error.hpp>
+#include <moe/core/memory.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/view.hpp>
 
@@ -29,7 +31,7 @@ struct basic_routing {
   V* score =
       nullptr;  ///< [T,K] or null: the score before weighing; ranks pairs when experts overflow.
   std::int32_t const* token_begin = nullptr;  ///< [T+1], or null = K pairs each.
-  batch tokens;                               ///< Ids, seed, token mask, sources.
+  batch tokens{};                             ///< Ids, seed, token mask, sources.
 
   MOE_HOST_DEVICE constexpr std::int64_t first_pair(std::int64_t t) const noexcept {
     return token_begin != nullptr ? token_begin[t] : t * K;
@@ -44,36 +46,66 @@ struct basic_routing {
 
 using routing = basic_routing<float>;
 
+namespace detail {
+
+inline void check_routing_shape(std::int64_t T, int K, int E, call_site site) {
+  expects(T >= 0 && E >= 1 && K >= 1 && K <= E && K <= max_choices,
+          "routing: T >= 0, E >= 1, 1 <= K <= min(E, 16)", site, {{"T", T}, {"K", K}, {"E", E}});
+}
+
+}  // namespace detail
+
+/// Bytes that `carve_routing` takes.
+/// @pre  T >= 0, K >= 1.
+template <class V = float>
+std::size_t routing_bytes(std::int64_t T, int K) noexcept {
+  memory_size size;
+  size.add<std::int32_t>(T * K);
+  size.add<V>(T * K);
+  size.add<V>(T * K);
+  return size.bytes();
+}
+
+/// A routing in which no token has an expert, with its arrays in the caller's memory.
+///
+/// @param from  Gives routing_bytes<V>(T, K) bytes: the arrays are taken from it.
+/// @throws precondition_error unless T >= 0, E >= 1, 1 <= K <= min(E, max_choices) and from is large
+///         enough.
+template <class V = float>
+basic_routing<V> carve_routing(memory& from, std::int64_t T, int K, int E,
+                               call_site site = call_site::here()) {
+  detail::check_routing_shape(T, K, E, site);
+  char const* const enough = "carve_routing: memory holds routing_bytes(T, K)";
+  basic_routing<V> routed;
+  routed.T = T;
+  routed.K = K;
+  routed.E = E;
+  routed.expert = from.take<std::int32_t>(T * K, enough, site);
+  routed.weight = from.take<V>(T * K, enough, site);
+  routed.score = from.take<V>(T * K, enough, site);
+  std::fill_n(routed.expert, T * K, static_cast<std::int32_t>(no_candidate));
+  std::fill_n(routed.weight, T * K, V(0));
+  std::fill_n(routed.score, T * K, V(0));
+  return routed;
+}
+
 /// A routing that owns its arrays: for callers without memory of their own. Not copyable.
 template <class V>
 class basic_routing_buffer : public basic_routing<V> {
  public:
   /// @param token_count  T. @param choices  K. @param experts  E.
-  /// @throws precondition_error unless T >= 0, E >= 1, 1 <= K <= min(E, max_choices).
+  /// @throws precondition_error as carve_routing does.
   basic_routing_buffer(std::int64_t token_count, int choices, int experts,
                        call_site site = call_site::here()) {
-    expects(token_count >= 0 && experts >= 1 && choices >= 1 && choices <= experts &&
-                choices <= max_choices,
-            "routing_buffer: T >= 0, E >= 1, 1 <= K <= min(E, 16)", site,
-            {{"T", token_count}, {"K", choices}, {"E", experts}});
-    auto const pairs = static_cast<std::size_t>(token_count * choices);
-    experts_.assign(pairs, no_candidate);
-    weights_.assign(pairs, V(0));
-    scores_.assign(pairs, V(0));
-    this->T = token_count;
-    this->K = choices;
-    this->E = experts;
-    this->expert = experts_.data();
-    this->weight = weights_.data();
-    this->score = scores_.data();
+    detail::check_routing_shape(token_count, choices, experts, site);
+    bytes_ = buffer(routing_bytes<V>(token_count, choices));
+    memory from = bytes_;
+    static_cast<basic_routing<V>&>(*this) =
+        carve_routing<V>(from, token_count, choices, experts, site);
   }
-  basic_routing_buffer(basic_routing_buffer&&) noexcept = default;
-  basic_routing_buffer& operator=(basic_routing_buffer&&) noexcept = default;
 
  private:
-  std::vector<std::int32_t> experts_;
-  std::vector<V> weights_;
-  std::vector<V> scores_;
+  buffer bytes_;
 };
 
 using routing_buffer = basic_routing_buffer<float>;

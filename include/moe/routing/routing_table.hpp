@@ -6,10 +6,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <vector>
 
 #include <moe/core/config.hpp>
 #include <moe/core/error.hpp>
+#include <moe/core/memory.hpp>
 #include <moe/core/types.hpp>
 #include <moe/routing/expert_map.hpp>
 #include <moe/routing/table_rules.hpp>
@@ -85,7 +85,8 @@ struct routing_table {
 /// segment that can be in use besides. padded: P * sources * C, where C is the greater of training
 /// and evaluation. A capacity that depends on the load is bounded by T rows in a segment: no gate
 /// gives a token the same expert twice. A user's routing that does may need more; what does not
-/// fit is counted in `beyond_max_rows`.
+/// fit is counted in `beyond_max_rows`. The bound holds for routings of fewer tokens and choices, but
+/// of exactly E experts: a capacity grows when they become fewer.
 /// @pre  shape has T >= 0, K, E, sources >= 1; rules.align >= 1.
 inline std::int64_t max_rows(table_rules const& rules, table_shape const& shape) noexcept {
   std::int64_t const segments =
@@ -99,60 +100,94 @@ inline std::int64_t max_rows(table_rules const& rules, table_shape const& shape)
   return packed + std::min(segments, packed) * (rules.align - 1);
 }
 
+namespace detail {
+
+inline void check_table_shape(table_shape const& shape, call_site site) {
+  constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max() - 1;
+  expects(shape.T >= 0 && shape.K >= 1 && shape.K <= max_choices && shape.E >= 1 && shape.P >= 0 &&
+              shape.sources >= 1 && shape.max_rows >= 0,
+          "routing table: T >= 0, 1 <= K <= 16, E >= 1, P >= 0, sources >= 1, max_rows >= 0", site,
+          {{"T", shape.T},
+           {"K", shape.K},
+           {"E", shape.E},
+           {"P", shape.P},
+           {"sources", shape.sources},
+           {"max_rows", shape.max_rows}});
+  int const P = shape.P == 0 ? shape.E : shape.P;
+  expects(shape.T <= most / shape.K && shape.max_rows <= most &&
+              std::max(P, shape.E) <= most / shape.sources,
+          "routing table: T * K, max_rows, E * sources and P * sources fit 32-bit ids", site,
+          {{"T", shape.T},
+           {"K", shape.K},
+           {"E", shape.E},
+           {"P", P},
+           {"sources", shape.sources},
+           {"max_rows", shape.max_rows}});
+}
+
+}  // namespace detail
+
+/// Bytes that `carve_table` takes.
+/// @pre  As for carve_table.
+inline std::size_t table_bytes(table_shape const& shape) noexcept {
+  std::int64_t const P = shape.P == 0 ? shape.E : shape.P;
+  return memory_size()
+      .add<std::int32_t>(shape.T * shape.K)
+      .add<std::int32_t>(shape.max_rows)
+      .add<std::int32_t>(P * shape.sources + 1)
+      .add<std::int32_t>(P * shape.sources)
+      .add<std::int32_t>(shape.E)
+      .add<table_counts>(1)
+      .bytes();
+}
+
+/// An empty table, whose pairs have no rows, with its arrays in the caller's memory.
+///
+/// @param from  Gives table_bytes(shape) bytes: the arrays are taken from it.
+/// @throws precondition_error unless T >= 0, 1 <= K <= 16, E >= 1, P >= 0, sources >= 1, and pairs,
+///         rows and segments fit 32-bit ids, and from is large enough.
+inline routing_table carve_table(memory& from, table_shape const& shape,
+                                 call_site site = call_site::here()) {
+  detail::check_table_shape(shape, site);
+  int const P = shape.P == 0 ? shape.E : shape.P;
+  char const* const enough = "carve_table: memory holds table_bytes(shape)";
+  auto const ids = [&](std::int64_t count, std::int32_t value) {
+    auto* const array = from.take<std::int32_t>(count, enough, site);
+    std::fill_n(array, count, value);
+    return array;
+  };
+  routing_table table;
+  table.T = shape.T;
+  table.max_rows = shape.max_rows;
+  table.K = shape.K;
+  table.E = shape.E;
+  table.P = P;
+  table.sources = shape.sources;
+  table.room = shape;
+  table.room.P = P;
+  table.row_of = ids(shape.T * shape.K, dropped_row);
+  table.pair_of = ids(shape.max_rows, -1);
+  table.begin = ids(table.segments() + 1, 0);
+  table.used = ids(table.segments(), 0);
+  table.wanted = ids(shape.E, 0);
+  table.counts = from.take<table_counts>(1, enough, site);
+  *table.counts = {};
+  return table;
+}
+
 /// A routing table that owns its arrays, for one shape. Not copyable; build_table fills it.
 class table_buffer : public routing_table {
  public:
-  /// An empty table: no pair has a row.
-  /// @throws precondition_error unless T >= 0, 1 <= K <= 16, E >= 1, P >= 0, sources >= 1, and pairs,
-  ///         rows and segments fit 32-bit ids.
+  /// @throws precondition_error as carve_table does.
   explicit table_buffer(table_shape const& shape, call_site site = call_site::here()) {
-    constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max() - 1;
-    expects(shape.T >= 0 && shape.K >= 1 && shape.K <= max_choices && shape.E >= 1 &&
-                shape.P >= 0 && shape.sources >= 1 && shape.max_rows >= 0,
-            "table_buffer: T >= 0, 1 <= K <= 16, E >= 1, P >= 0, sources >= 1, max_rows >= 0", site,
-            {{"T", shape.T},
-             {"K", shape.K},
-             {"E", shape.E},
-             {"P", shape.P},
-             {"sources", shape.sources},
-             {"max_rows", shape.max_rows}});
-    int const physical = shape.P == 0 ? shape.E : shape.P;
-    expects(shape.T <= most / shape.K && shape.max_rows <= most &&
-                std::max(physical, shape.E) <= most / shape.sources,
-            "table_buffer: T * K, max_rows, E * sources and P * sources fit 32-bit ids", site,
-            {{"T", shape.T},
-             {"K", shape.K},
-             {"E", shape.E},
-             {"P", physical},
-             {"sources", shape.sources},
-             {"max_rows", shape.max_rows}});
-    T = shape.T;
-    max_rows = shape.max_rows;
-    K = shape.K;
-    E = shape.E;
-    P = physical;
-    sources = shape.sources;
-    room = shape;
-    room.P = physical;
-    row_of_.assign(static_cast<std::size_t>(T * K), dropped_row);
-    pair_of_.assign(static_cast<std::size_t>(max_rows), -1);
-    begin_.assign(static_cast<std::size_t>(segments()) + 1, 0);
-    used_.assign(static_cast<std::size_t>(segments()), 0);
-    wanted_.assign(static_cast<std::size_t>(E), 0);
-    counts_.resize(1);
-    row_of = row_of_.data();
-    pair_of = pair_of_.data();
-    begin = begin_.data();
-    used = used_.data();
-    wanted = wanted_.data();
-    counts = counts_.data();
+    detail::check_table_shape(shape, site);
+    bytes_ = buffer(table_bytes(shape));
+    memory from = bytes_;
+    static_cast<routing_table&>(*this) = carve_table(from, shape, site);
   }
-  table_buffer(table_buffer&&) noexcept = default;
-  table_buffer& operator=(table_buffer&&) noexcept = default;
 
  private:
-  std::vector<std::int32_t> row_of_, pair_of_, begin_, used_, wanted_;
-  std::vector<table_counts> counts_;
+  buffer bytes_;
 };
 
 }  // namespace moe::inline MOE_ABI

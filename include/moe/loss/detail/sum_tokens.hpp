@@ -6,8 +6,8 @@
 #include <cstdint>
 
 #include <moe/core/config.hpp>
+#include <moe/core/cpu.hpp>
 #include <moe/core/error.hpp>
-#include <moe/core/execution.hpp>
 #include <moe/core/memory.hpp>
 
 namespace moe::inline MOE_ABI::detail {

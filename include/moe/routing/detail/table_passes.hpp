@@ -13,6 +13,7 @@
 #include <moe/core/types.hpp>
 #include <moe/routing/expert_map.hpp>
 #include <moe/routing/overflow.hpp>
+#include <moe/routing/detail/pair_walk.hpp>
 #include <moe/routing/routing.hpp>
 #include <moe/routing/routing_table.hpp>
 #include <moe/routing/table_rules.hpp>
@@ -23,12 +24,6 @@ namespace detail {
 constexpr int physical_experts(expert_map const& map, int E) noexcept {
   return map.P == 0 ? E : map.P;
 }
-
-/// What one chunk of tokens met besides the pairs that name an expert.
-struct alignas(memory::alignment) chunk_counts {
-  std::int64_t missing, out_of_range, masked_tokens, invalid_tokens;
-  bool bad_token_begin;
-};
 
 /// The scratch of build_table. A *group* is a (logical expert, source): g = e * sources + s. Tokens
 /// are split into contiguous chunks, one for each thread at most.
@@ -86,6 +81,7 @@ class table_passes {
     table.token_begin = in.token_begin;
     groups_ = static_cast<std::int64_t>(in.E) * table.sources;
     chunks_ = table_scratch::most_chunks(exec, in.T);
+    walk_ = {.routing = in, .sources = table.sources, .chunks = chunks_};
     steps_ = rules.rank == order::choice_major ? in.K : 1;
     step_ = steps_ == 1 ? 0 : groups_;
     stride_ = table_scratch::stride(steps_, groups_);
@@ -97,8 +93,7 @@ class table_passes {
     end_ = take<std::uint32_t>(groups_);
     without_row_ = take<std::int32_t>(groups_);
     replicas_ = take<std::int32_t>(in.E);
-    plain_ = steps_ == 1 && in.token_begin == nullptr && in.tokens.live == nullptr &&
-             in.tokens.source == nullptr;
+    plain_ = in.token_begin == nullptr && in.tokens.live == nullptr && in.tokens.source == nullptr;
     check_map();
     for (int e = 0; e < in.E; ++e)
       replicas_[e] =
@@ -110,20 +105,20 @@ class table_passes {
     std::uint64_t* const words = take<std::uint64_t>(in_.T);
     std::uint64_t* const other = take<std::uint64_t>(in_.T);
     exec_.split(chunks_, 1, [&](std::int64_t c0, std::int64_t c1, int) {
-      for (std::int64_t t = first_token(c0); t < first_token(c1); ++t) {
-        if (!sound(t)) {
+      for (std::int64_t t = walk_.first_token(c0); t < walk_.first_token(c1); ++t) {
+        if (!walk_.sound(t)) {
           words[t] = static_cast<std::uint64_t>(t);  // count() will refuse
           continue;
         }
         std::uint32_t best = 0;
         for (std::int64_t i = in_.first_pair(t); i < in_.first_pair(t + 1); ++i)
           if (static_cast<std::uint32_t>(in_.expert[i]) < static_cast<std::uint32_t>(in_.E))
-            best = std::max(best, score_bits(static_cast<float>(in_.rank_score(i))));
+            best = std::max(best, ordered_bits(static_cast<float>(in_.rank_score(i))));
         words[t] = static_cast<std::uint64_t>(~best) << 32 | static_cast<std::uint64_t>(t);
       }
     });
     sort_by_upper_half(words, other, in_.T);
-    token_order_ = words;
+    walk_.token_order = words;
     plain_ = false;
   }
 
@@ -157,10 +152,12 @@ class table_passes {
           if (keys_of_[g] != not_full)
             keys[keys_of_[g] + rank] = priority_key(priority(i, t, j, e), rank);
         });
-    exec_.each(groups_, [&](std::int64_t g, int) {
+    auto const select = [&](std::int64_t g, int) {
       if (keys_of_[g] != not_full)
         select_slots(keys + keys_of_[g], load_[g], keep_[g], slots_ + keys_of_[g]);
-    });
+    };
+    // Where one chunk holds all tokens, waking other threads costs more than the work.
+    (chunks_ == 1 ? cpu{} : exec_).each(groups_, select);
     settle();
   }
 
@@ -171,15 +168,6 @@ class table_passes {
   T* take(std::int64_t count) {
     return scratch_.take<T>(count, "build_table: scratch of build_table_scratch(exec, shape) bytes",
                             site_);
-  }
-
-  std::int64_t first_token(std::int64_t chunk) const noexcept { return in_.T * chunk / chunks_; }
-
-  /// Whether token t's pairs lie where token_begin may put them.
-  bool sound(std::int64_t t) const noexcept {
-    if (in_.token_begin == nullptr) return true;
-    std::int64_t const i0 = in_.token_begin[t], i1 = in_.token_begin[t + 1];
-    return i0 >= 0 && i0 <= i1 && i1 - i0 <= in_.K && i1 <= in_.pairs() && (t > 0 || i0 == 0);
   }
 
   void check_map() {
@@ -210,73 +198,6 @@ class table_passes {
     return n == 1 ? pairs : (pairs - replica + n - 1) / n;
   }
 
-  /// Calls live(g, i, t, j, e) for each pair of chunk c that names an expert of a known source, and
-  /// dead(i0, i1) for pairs that go nowhere, after counting them in met.
-  ///
-  /// live and dead are taken by value, and what they need is captured by value, so that a store to
-  /// row_of cannot change it in the eyes of the compiler: a third of the time otherwise.
-  template <class Live, class Dead>
-  void walk(std::int64_t c, chunk_counts& met, Live live, Dead dead) const {
-    basic_routing<V> const in = in_;
-    auto const E = static_cast<std::uint32_t>(in.E);
-    auto const sources = static_cast<std::uint32_t>(table_.sources);
-    std::int64_t const last = first_token(c + 1);
-    for (std::int64_t x = first_token(c); x < last; ++x) {
-      std::int64_t const t =
-          token_order_ == nullptr ? x : static_cast<std::int64_t>(token_order_[x] & 0xffffffffu);
-      if (!sound(t)) {
-        met.bad_token_begin = true;
-        continue;
-      }
-      std::int64_t const i0 = in.first_pair(t), i1 = in.first_pair(t + 1);
-      auto const s =
-          in.tokens.source == nullptr ? 0u : static_cast<std::uint32_t>(in.tokens.source[t]);
-      if (!in.tokens.is_live(t)) {
-        ++met.masked_tokens;
-        dead(i0, i1);
-      } else if (i0 < i1 && in.expert[i0] == invalid_token) {
-        ++met.invalid_tokens;
-        dead(i0, i1);
-      } else if (s >= sources) {
-        met.out_of_range += i1 - i0;
-        dead(i0, i1);
-      } else {
-        for (std::int64_t i = i0; i < i1; ++i) {
-          std::int32_t const e = in.expert[i];
-          if (static_cast<std::uint32_t>(e) < E) {
-            live(static_cast<std::int64_t>(e) * sources + s, i, t, static_cast<int>(i - i0), e);
-          } else {
-            ++(e == no_candidate ? met.missing : met.out_of_range);
-            dead(i, i + 1);
-          }
-        }
-      }
-    }
-  }
-
-  /// The same with live(g, i), for the ordinary case that needs nothing of the token: one loop.
-  template <class Live, class Dead>
-  void walk_pairs(std::int64_t c, chunk_counts& met, Live live, Dead dead) const {
-    std::int32_t const* const expert = in_.expert;
-    auto const E = static_cast<std::uint32_t>(in_.E);
-    auto const sources = static_cast<std::uint32_t>(table_.sources);
-    std::int64_t const K = in_.K;
-    std::int64_t const end = first_token(c + 1) * K;
-    for (std::int64_t i = first_token(c) * K; i < end; ++i) {
-      std::int32_t const e = expert[i];
-      if (static_cast<std::uint32_t>(e) < E) {
-        live(static_cast<std::int64_t>(e) * sources, i);
-      } else if (e == invalid_token && i % K == 0) {
-        ++met.invalid_tokens;
-        dead(i, i + K);
-        i += K - 1;
-      } else {
-        ++(e == no_candidate ? met.missing : met.out_of_range);
-        dead(i, i + 1);
-      }
-    }
-  }
-
   /// The counters of chunk c for choice j.
   std::uint32_t* next(std::int64_t c, int j) const noexcept {
     return next_ + c * stride_ + j * step_;
@@ -289,20 +210,33 @@ class table_passes {
       for (int s = 0; s < table_.sources; ++s) f(g++, e, s);
   }
 
-  void count_chunk(std::int64_t c) {
-    chunk_counts met{};
+  /// Calls live(counter, g, i) for each pair of chunk c, with its group's counter; dead as in walk.
+  template <class Live, class Dead>
+  void walk_counters(std::int64_t c, chunk_counts& met, Live live, Dead dead) const {
     std::uint32_t* const counters = next(c, 0);
     std::int64_t const step = step_;
-    std::fill_n(counters, steps_ * groups_, 0u);
-    auto const nothing = [](std::int64_t, std::int64_t) {};
-    if (plain_)
-      walk_pairs(
-          c, met, [=](std::int64_t g, std::int64_t) { ++counters[g]; }, nothing);
-    else
-      walk(
+    if (plain_ && step == 0)
+      walk_.walk_pairs(
+          c, met, [=](std::int64_t g, std::int64_t i, int) { live(counters[g], g, i); }, dead);
+    else if (plain_)
+      walk_.walk_pairs(
           c, met,
-          [=](std::int64_t g, std::int64_t, std::int64_t, int j, int) { ++counters[j * step + g]; },
-          nothing);
+          [=](std::int64_t g, std::int64_t i, int j) { live(counters[j * step + g], g, i); }, dead);
+    else
+      walk_.walk(
+          c, met,
+          [=](std::int64_t g, std::int64_t i, std::int64_t, int j, int) {
+            live(counters[j * step + g], g, i);
+          },
+          dead);
+  }
+
+  void count_chunk(std::int64_t c) {
+    chunk_counts met{};
+    std::fill_n(next(c, 0), steps_ * groups_, 0u);
+    walk_counters(
+        c, met, [](std::uint32_t& counter, std::int64_t, std::int64_t) { ++counter; },
+        [](std::int64_t, std::int64_t) {});
     met_[c] = met;
   }
 
@@ -365,20 +299,22 @@ class table_passes {
           table_.used[segment(e, r, s)] = static_cast<std::int32_t>(share(keep, r, replicas));
       }
     }
-    std::int64_t row = 0;
+    std::int64_t const padded = rules_.rows == layout::padded ? counts.capacity : 0;
+    std::int64_t const align = rules_.rows == layout::aligned ? rules_.align : 1;
+    std::int64_t row = 0, kept = 0, wanted = 0;
     for (std::int64_t q = 0; q < segments; ++q) {
       std::int64_t const first = std::min(row, table_.max_rows);
       std::int64_t const want = table_.used[q];
       std::int64_t const fit = std::min(want, table_.max_rows - first);
       table_.begin[q] = static_cast<std::int32_t>(first);
       table_.used[q] = static_cast<std::int32_t>(fit);
-      counts.kept += fit;
-      counts.beyond_max_rows += want - fit;
-      if (rules_.rows == layout::packed) row += want;
-      if (rules_.rows == layout::padded) row += counts.capacity;
-      if (rules_.rows == layout::aligned)
-        row += (want + rules_.align - 1) / rules_.align * rules_.align;
+      kept += fit;
+      wanted += want;
+      std::int64_t const rows = std::max(want, padded);
+      row += align == 1 ? rows : (rows + align - 1) / align * align;
     }
+    counts.kept = kept;
+    counts.beyond_max_rows = wanted - kept;
     counts.rows = std::min(row, table_.max_rows);
     table_.begin[segments] = static_cast<std::int32_t>(counts.rows);
   }
@@ -418,36 +354,27 @@ class table_passes {
 
   void place_chunk(std::int64_t c) {
     std::int32_t nowhere_else = 0;
-    auto const place = [end = end_, otherwise = without_row_, row_of = table_.row_of,
-                        pair_of = table_.pair_of, nowhere = &nowhere_else](
-                           std::uint32_t& counter, std::int64_t g, std::int64_t i) {
-      std::uint32_t const row = counter++;
-      bool const fits = row < end[g];
-      row_of[i] = fits ? static_cast<std::int32_t>(row) : otherwise[g];
-      *(fits ? pair_of + row : nowhere) = static_cast<std::int32_t>(i);
-    };
-    auto const dead = [row_of = table_.row_of](std::int64_t i0, std::int64_t i1) {
-      std::fill(row_of + i0, row_of + i1, dropped_row);
-    };
-    std::uint32_t* const counters = next(c, 0);
-    std::int64_t const step = step_;
     chunk_counts ignored{};
-    if (plain_)
-      walk_pairs(
-          c, ignored, [=](std::int64_t g, std::int64_t i) { place(counters[g], g, i); }, dead);
-    else
-      walk(
-          c, ignored,
-          [=](std::int64_t g, std::int64_t i, std::int64_t, int j, int) {
-            place(counters[j * step + g], g, i);
-          },
-          dead);
+    walk_counters(
+        c, ignored,
+        [end = end_, otherwise = without_row_, row_of = table_.row_of, pair_of = table_.pair_of,
+         nowhere = &nowhere_else](std::uint32_t& counter, std::int64_t g, std::int64_t i) {
+          std::uint32_t const row = counter++;
+          bool const fits = row < end[g];
+          row_of[i] = fits ? static_cast<std::int32_t>(row) : otherwise[g];
+          *(fits ? pair_of + row : nowhere) = static_cast<std::int32_t>(i);
+        },
+        [row_of = table_.row_of](std::int64_t i0, std::int64_t i1) {
+          std::fill(row_of + i0, row_of + i1, dropped_row);
+        });
   }
 
   /// Chunk c's share of the rows without a pair.
   void pad(std::int64_t c) const noexcept {
     std::int64_t const segments = table_.segments();
-    for (std::int64_t q = segments * c / chunks_; q < segments * (c + 1) / chunks_; ++q)
+    // Packed segments have no padding between them.
+    std::int64_t const last = rules_.rows == layout::packed ? 0 : segments * (c + 1) / chunks_;
+    for (std::int64_t q = segments * c / chunks_; q < last; ++q)
       std::fill(table_.pair_of + table_.begin[q] + table_.used[q],
                 table_.pair_of + table_.begin[q + 1], -1);
     std::int64_t const end = table_.begin[segments], left = table_.max_rows - end;
@@ -475,7 +402,7 @@ class table_passes {
     exec_.split(chunks_, 1, [&](std::int64_t c0, std::int64_t c1, int) {
       for (std::int64_t c = c0; c < c1; ++c) {
         chunk_counts ignored{};
-        walk(
+        walk_.walk(
             c, ignored,
             [&](std::int64_t g, std::int64_t i, std::int64_t t, int j, int e) {
               std::uint32_t const rank = next(c, j)[g]++;
@@ -492,7 +419,7 @@ class table_passes {
     exec_.split(chunks_, 1, [&](std::int64_t c0, std::int64_t c1, int) {
       for (std::int64_t c = c0; c < c1; ++c) {
         chunk_counts ignored{};
-        walk(
+        walk_.walk(
             c, ignored,
             [&](std::int64_t g, std::int64_t i, std::int64_t, int, int e) {
               table_.row_of[i] = settled(g, e, static_cast<std::uint32_t>(table_.row_of[i]));
@@ -535,6 +462,7 @@ class table_passes {
   call_site site_;
 
   std::int64_t groups_;  // E * sources
+  pair_walk<V> walk_;
   int chunks_;
   int steps_;            // choices that are counted apart: K if choice_major, else 1
   std::int64_t step_;    // from one of them to the next in next_
@@ -552,7 +480,6 @@ class table_passes {
   std::int32_t* replicas_;            // [E] 0 for experts that take no rows
   std::int32_t* without_row_;         // [groups] what row_of says of pairs that are not kept
   std::int32_t* slots_ = nullptr;     // [pairs at full groups] by keys_of_ + rank
-  std::uint64_t const* token_order_ = nullptr;  // [T] token in the lower half; null = 0, 1, 2, ...
 };
 
 }  // namespace detail

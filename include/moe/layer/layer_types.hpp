@@ -1,0 +1,80 @@
+// The small values that layers take and give: extents, loss weights, results, parameters.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include <moe/core/config.hpp>
+#include <moe/core/error.hpp>
+#include <moe/core/view.hpp>
+#include <moe/expert/ffn_weights.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// The bounds of a layer, fixed when it is made.
+struct layer_shape {
+  std::int64_t T = 0;  ///< Most tokens of a call.
+  std::int64_t M = 0;  ///< Model width.
+  std::int64_t H = 0;  ///< Hidden width of one expert.
+  int E = 0;           ///< Experts.
+  bool bias = false;   ///< Whether the projections of the experts have biases.
+  bool z_loss = false; ///< Whether forward computes the z-loss (T E exponentials in double).
+};
+
+/// The auxiliary losses of one forward, not multiplied by any coefficient.
+struct layer_losses {
+  double balance = 0;  ///< The preset's load-balancing loss.
+  double z = 0;        ///< Mean squared logsumexp of the router's logits; 0 unless asked for.
+};
+
+/// What the losses are multiplied with in the total: d(total) / d(loss).
+struct loss_weights {
+  double balance = 0;
+  double z = 0;
+};
+
+/// The parameters of a moe_layer, or their gradients, as views on the caller's memory.
+template <class V>
+struct layer_weights {
+  matrix_view<V> router;  ///< [M,E]
+  ffn_weights<V> experts;
+
+  template <class U>
+    requires(std::is_same_v<U, V const> && !std::is_const_v<V>)
+  constexpr operator layer_weights<U>() const noexcept {
+    return {router, experts};
+  }
+};
+
+/// Calls f(name, value, gradient) for every parameter, as vector_views of contiguous elements: the
+/// router's rows, then what for_each_parameter gives of the experts.
+/// @throws precondition_error unless both have the same parts and shapes.
+template <class V, class F>
+void for_each_parameter(layer_weights<V> const& values, layer_weights<V> const& gradients, F&& f,
+                        call_site site = call_site::here()) {
+  matrix_view<V> const &v = values.router, &g = gradients.router;
+  expects(v.rows() == g.rows() && v.cols() == g.cols(),
+          "for_each_parameter: values and gradients have the same router", site,
+          {{"rows", v.rows()}, {"cols", v.cols()}, {"gradient rows", g.rows()},
+           {"gradient cols", g.cols()}});
+  if (v.ld() == v.cols() && g.ld() == g.cols())
+    f("router", vector_view<V>(v.data(), v.span()), vector_view<V>(g.data(), g.span()));
+  else
+    for (std::int64_t m = 0; m < v.rows(); ++m)
+      f("router", vector_view<V>(v.row(m), v.cols()), vector_view<V>(g.row(m), g.cols()));
+  for_each_parameter(values.experts, gradients.experts, f, site);
+}
+
+/// Nothing is called between the stages of a layer.
+///
+/// A hook object of a user has any of these functions; those it has are called, on the calling thread,
+/// with what the stage has just made:
+///   logits(matrix_view<V>)                             [T,E]; may be changed, as a constant for the
+///                                                      gradient;
+///   routed(basic_routing<V> const&, routing_table const&, vector_view<V const> weights);
+///   rows_in(matrix_view<V const>), rows_out(...)       [N,M]: before and after the experts;
+///   output(matrix_view<V const>)                       [T,M].
+struct no_hooks {};
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,355 @@
+// A complete Mixture-of-Experts layer: router, table, experts, combine; forward and backward.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include <moe/core/concepts.hpp>
+#include <moe/core/config.hpp>
+#include <moe/core/cpu.hpp>
+#include <moe/core/error.hpp>
+#include <moe/core/memory.hpp>
+#include <moe/core/types.hpp>
+#include <moe/core/view.hpp>
+#include <moe/dispatch/combine.hpp>
+#include <moe/dispatch/dispatch.hpp>
+#include <moe/dispatch/update.hpp>
+#include <moe/expert/ffn.hpp>
+#include <moe/expert/grouped_gemm.hpp>
+#include <moe/gate/jitter.hpp>
+#include <moe/gate/preset.hpp>
+#include <moe/layer/layer_types.hpp>
+#include <moe/loss/z_loss.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// What a layer keeps from forward to backward, in memory that `moe_layer::carve_saved` was given.
+/// After a forward: what the router chose, the table, and the weights that were combined with.
+template <class V>
+struct layer_saved {
+  matrix_view<V> logits;    ///< [T,E]
+  basic_routing<V> routed;  ///< What `route` wrote.
+  routing_table table;
+  V* weights = nullptr;  ///< [T,K]: 0 where a pair was dropped.
+  memory experts;        ///< What the experts keep.
+  std::int64_t room = 0; ///< Most tokens: the layer's T.
+  bool filled = false;   ///< A forward that saves has run.
+};
+
+/// tokens -> router -> preset {gate, capacity, overflow, kept weights, loss} -> experts -> out.
+///
+/// A layer is a small value: it owns no memory and no parameters. The caller allocates, once:
+///
+///     moe::moe_layer layer(moe::deepspeed_top1({.capacity_factor = 1.25}), moe::ffn<moe::gelu>{},
+///                          {.T = 512, .M = 64, .H = 256, .E = 16});
+///     std::vector<float> values(layer.parameter_elements()), gradients(values.size());
+///     moe::buffer saved_bytes(layer.saved_bytes<float>()), scratch(layer.scratch_bytes<float>(exec));
+///     auto saved = layer.carve_saved<float>(saved_bytes);
+///
+/// and then, each step, without any allocation:
+///
+///     auto losses = layer.forward(exec, layer.carve(values.data()), x, {.step = s, .training = true},
+///                                 out, saved, scratch);
+///     layer.backward(exec, layer.carve(values.data()), x, dout, {.balance = 0.01}, saved, dx,
+///                    layer.carve(gradients.data()), moe::update::assign, scratch);
+///
+/// @tparam Preset   A `preset<Gate, Overflow>`.
+/// @tparam Experts  An `experts` model whose parameters are ffn_weights: `ffn<Activation, Gemm>`.
+template <class Preset, class Experts>
+class moe_layer {
+ public:
+  /// @throws precondition_error unless T >= 0, M, H, E >= 1 and k of the gate <= E; or if the preset
+  ///         applies weights before the experts and the experts do not, or the other way round.
+  moe_layer(Preset const& router, Experts const& experts, layer_shape const& shape,
+            call_site site = call_site::here())
+      : preset_(router), experts_(experts), shape_(shape) {
+    expects(shape.T >= 0 && shape.M >= 1 && shape.H >= 1 && shape.E >= 1,
+            "moe_layer: T >= 0, M >= 1, H >= 1, E >= 1", site,
+            {{"T", shape.T}, {"M", shape.M}, {"H", shape.H}, {"E", shape.E}});
+    expects(K() >= 1 && K() <= shape.E, "moe_layer: 1 <= K <= E", site,
+            {{"K", K()}, {"E", shape.E}});
+    expects((router.apply == weights_apply::before_experts) == experts.weights_before,
+            "moe_layer: preset and experts agree on where weights apply", site,
+            {{"preset before experts", router.apply == weights_apply::before_experts},
+             {"experts.weights_before", experts.weights_before}});
+  }
+
+  layer_shape const& shape() const noexcept { return shape_; }
+  Preset const& router() const noexcept { return preset_; }
+  int K() const noexcept { return preset_.gate.k(); }
+
+  /// Elements of all parameters.
+  std::int64_t parameter_elements() const noexcept {
+    return shape_.M * shape_.E + ffn_elements<float>(expert_shape(), Experts::gated, shape_.bias);
+  }
+  /// Views of the parameters, or of gradients, in one array of parameter_elements(): router, experts.
+  template <class V>
+  layer_weights<V> carve(V* data) const noexcept {
+    return {matrix_view<V>(data, shape_.M, shape_.E),
+            carve_ffn(data + shape_.M * shape_.E, expert_shape(), Experts::gated, shape_.bias)};
+  }
+
+  /// Bytes from forward to backward.
+  template <class V>
+  std::size_t saved_bytes() const noexcept {
+    memory_size size;
+    size.add<V>(shape_.T * shape_.E);
+    size.add<V>(shape_.T * K());
+    return size.bytes() + routing_bytes<V>(shape_.T, K()) + table_bytes(table_bounds()) +
+           experts_.template saved_bytes<V>(expert_shape(), table_bounds().max_rows) +
+           memory::alignment;
+  }
+  /// @throws precondition_error if `from` has fewer than saved_bytes<V>() bytes.
+  template <class V>
+  layer_saved<V> carve_saved(memory from, call_site site = call_site::here()) const {
+    char const* const enough = "moe_layer::carve_saved: memory holds saved_bytes()";
+    layer_saved<V> saved;
+    saved.room = shape_.T;
+    saved.logits = {from.take<V>(shape_.T * shape_.E, enough, site), shape_.T, shape_.E};
+    saved.weights = from.take<V>(shape_.T * K(), enough, site);
+    saved.routed = carve_routing<V>(from, shape_.T, K(), shape_.E, site);
+    saved.table = carve_table(from, table_bounds(), site);
+    expects(from.size() >= experts_.template saved_bytes<V>(expert_shape(), saved.table.max_rows),
+            enough, site, {{"bytes left", from.size()}});
+    saved.experts = from;
+    return saved;
+  }
+  /// Bytes for forward and backward; shared by all layers that run one after another.
+  template <class V>
+  std::size_t scratch_bytes(cpu const& exec) const noexcept {
+    std::int64_t const rows = table_bounds().max_rows;
+    std::size_t const experts =
+        std::max(experts_.template forward_scratch_bytes<V>(exec, expert_shape(), rows),
+                 experts_.template backward_scratch_bytes<V>(exec, expert_shape(), rows));
+    std::size_t const steps =
+        std::max({experts, builtin_gemm::scratch_bytes<V>(exec, 1),
+                  preset_scratch<V>(exec, preset_, shape_.T, shape_.E)});
+    memory_size size;
+    size.add<V>(shape_.T * shape_.E);
+    size.add<V>(shape_.T * K());
+    for (int i = 0; i < 2; ++i) size.add<V>(shape_.T * shape_.M);  // jittered input, its gradient
+    for (int i = 0; i < 2; ++i) size.add<V>(rows * shape_.M);      // rows, when hooks see them
+    return size.bytes() + steps;
+  }
+
+  /// out = the weighted sum of what each token's experts give.
+  ///
+  /// @param parameters  As `carve` lays them out, or any views of these shapes.
+  /// @param tokens      [T,M], T <= shape().T.
+  /// @param ids         Ids, seed, step, mask, and whether this is training.
+  /// @param out         [T,M] out; must not overlap tokens.
+  /// @param saved       Made by carve_saved of a layer of this shape; filled.
+  /// @param scratch     scratch_bytes<V>(exec).
+  /// @param hooks       See no_hooks.
+  /// @throws precondition_error if shapes disagree, T is beyond the bound, or memory is too small.
+  /// @note  Allocates nothing. Bitwise the same for any number of threads. Counts of dropped tokens,
+  ///        NaN and so on are in saved.table.counts.
+  template <class V, class Hooks = no_hooks>
+  layer_losses forward(cpu const& exec, std::type_identity_t<layer_weights<V const>> const& parameters,
+                       std::type_identity_t<matrix_view<V const>> tokens, batch const& ids,
+                       std::type_identity_t<matrix_view<V>> out, layer_saved<V>& saved,
+                       memory scratch, Hooks&& hooks = {}, call_site site = call_site::here()) const {
+    std::int64_t const T = tokens.rows();
+    check(parameters.router, tokens, out, saved.room, site);
+    saved.filled = false;
+
+    matrix_view<V> const logits(saved.logits.data(), T, shape_.E);
+    project_router(exec, parameters.router, tokens, ids, logits, scratch, site);
+    if constexpr (requires { hooks.logits(logits); }) hooks.logits(logits);
+
+    saved.routed.T = T;
+    vector_view<V> const weights(saved.weights, T * K());
+    layer_losses losses;
+    losses.balance = apply_preset(exec, preset_, logits, ids, {}, scratch, saved.routed,
+                                  saved.table, weights, site);
+    if (shape_.z_loss) losses.z = z_loss(exec, logits, ids, scratch, site);
+    vector_view<V const> const pair_weights = weights;
+    if constexpr (requires { hooks.routed(saved.routed, saved.table, pair_weights); })
+      hooks.routed(saved.routed, saved.table, pair_weights);
+
+    auto const handle = experts_.prepare(parameters.experts, site);
+    constexpr bool sees_rows = requires(matrix_view<V const> rows) { hooks.rows_in(rows); } ||
+                               requires(matrix_view<V const> rows) { hooks.rows_out(rows); };
+    if constexpr (sees_rows)
+      run_experts_seen(exec, handle, tokens, saved, pair_weights, out, scratch, hooks, site);
+    else
+      experts_.template forward<V>(exec, handle, tokens, saved.table, pair_weights, out,
+                                   saved.experts, scratch, site);
+    if constexpr (requires { hooks.output(matrix_view<V const>(out)); })
+      hooks.output(matrix_view<V const>(out));
+    saved.filled = true;
+    return losses;
+  }
+
+  /// The gradient of total = f(out) + weights.balance * balance + weights.z * z.
+  ///
+  /// @param parameters, tokens  As forward was given them.
+  /// @param dout       [T,M]: d f / d out.
+  /// @param losses     Coefficients of the auxiliary losses.
+  /// @param saved      As forward left it; not changed, so that it can be called again.
+  /// @param dtokens    [T,M] out; must not overlap tokens or dout.
+  /// @param gradients  Of the parameters' shapes; assigned, or added to (gradient accumulation).
+  /// @param scratch    scratch_bytes<V>(exec).
+  /// @throws precondition_error if shapes disagree, no forward has filled `saved` with as many
+  ///         tokens, a z coefficient is given without shape().z_loss, or memory is too small.
+  /// @note  Which expert, which row and what is dropped are constants. Allocates nothing. Bitwise the
+  ///        same for any number of threads.
+  template <class V>
+  void backward(cpu const& exec, std::type_identity_t<layer_weights<V const>> const& parameters,
+                std::type_identity_t<matrix_view<V const>> tokens,
+                std::type_identity_t<matrix_view<V const>> dout, loss_weights const& losses,
+                layer_saved<V> const& saved, std::type_identity_t<matrix_view<V>> dtokens,
+                std::type_identity_t<layer_weights<V>> const& gradients, update how,
+                memory scratch, call_site site = call_site::here()) const {
+    std::int64_t const T = tokens.rows(), M = shape_.M;
+    check(parameters.router, tokens, dtokens, saved.room, site);
+    expects(saved.filled && saved.routed.T == T,
+            "moe_layer::backward: saved was filled by a forward of the same T", site,
+            {{"filled", saved.filled}, {"saved T", saved.routed.T}, {"T", T}});
+    expects(dout.rows() == T && dout.cols() == M, "moe_layer::backward: dout is [T,M]", site,
+            {{"rows", dout.rows()}, {"cols", dout.cols()}, {"T", T}, {"M", M}});
+    expects(gradients.router.rows() == M && gradients.router.cols() == shape_.E,
+            "moe_layer::backward: the router's gradient is [M,E]", site,
+            {{"rows", gradients.router.rows()}, {"cols", gradients.router.cols()}});
+    expects(losses.z == 0 || shape_.z_loss,
+            "moe_layer::backward: a z coefficient needs layer_shape::z_loss", site,
+            {{"z", losses.z}});
+
+    matrix_view<V> const dlogits(take<V>(scratch, T * shape_.E, site), T, shape_.E);
+    vector_view<V> const dweights(take<V>(scratch, T * K(), site), T * K());
+    auto const handle = experts_.prepare(parameters.experts, site);
+    experts_.template backward<V>(
+        exec, handle, dout, tokens, saved.table, vector_view<V const>(saved.weights, T * K()),
+        saved.experts, dtokens, dweights, gradients.experts, how, scratch, site);
+
+    matrix_view<V const> const logits(saved.logits.data(), T, shape_.E);
+    apply_preset_backward(exec, preset_, logits, saved.routed, saved.table, dweights,
+                          losses.balance, scratch, dlogits, site);
+    batch const& ids = saved.routed.tokens;
+    if (losses.z != 0) z_loss_backward(exec, logits, ids, losses.z, scratch, dlogits, site);
+    unproject_router(exec, parameters.router, tokens, ids, dlogits, dtokens, gradients.router, how,
+                     scratch, site);
+  }
+
+ private:
+  static constexpr char const* scratch_rule = "moe_layer: scratch holds scratch_bytes<V>(exec)";
+
+  template <class V>
+  static V* take(memory& scratch, std::int64_t count, call_site site) {
+    return scratch.take<V>(count, scratch_rule, site);
+  }
+
+  ffn_shape expert_shape() const noexcept { return {shape_.E, shape_.M, shape_.H}; }
+  table_shape table_bounds() const noexcept {
+    return preset_table_shape(preset_, shape_.T, shape_.E);
+  }
+
+  template <class V>
+  void check(matrix_view<V const> router, matrix_view<V const> tokens, matrix_view<V> out,
+             std::int64_t room, call_site site) const {
+    expects(tokens.rows() <= shape_.T && room == shape_.T,
+            "moe_layer: T is within the bound of the layer, and saved was made for this layer", site,
+            {{"T", tokens.rows()}, {"most", shape_.T}, {"saved's most", room}});
+    expects(tokens.cols() == shape_.M && out.rows() == tokens.rows() && out.cols() == shape_.M &&
+                router.rows() == shape_.M && router.cols() == shape_.E,
+            "moe_layer: tokens and the other side are [T,M], the router is [M,E]", site,
+            {{"tokens.cols", tokens.cols()},
+             {"other rows", out.rows()},
+             {"other cols", out.cols()},
+             {"router.rows", router.rows()},
+             {"router.cols", router.cols()},
+             {"M", shape_.M},
+             {"E", shape_.E}});
+    expects(!overlap(tokens, out), "moe_layer: the output does not overlap tokens", site);
+  }
+
+  bool jitters(batch const& ids) const noexcept {
+    return preset_.input_jitter > 0 && ids.training;
+  }
+
+  /// logits = jittered tokens * router.
+  template <class V>
+  void project_router(cpu const& exec, matrix_view<V const> router, matrix_view<V const> tokens,
+                      batch const& ids, matrix_view<V> logits, memory scratch,
+                      call_site site) const {
+    std::int32_t const begin = 0, used = static_cast<std::int32_t>(tokens.rows());
+    matrix_view<V const> const input = jittered(exec, tokens, ids, scratch, site);
+    builtin_gemm::forward<V>(exec, input, one(router), {}, {1, &begin, &used}, logits, scratch,
+                             site);
+  }
+
+  /// dtokens += the gradient through the router; drouter is assigned or added to.
+  template <class V>
+  void unproject_router(cpu const& exec, matrix_view<V const> router, matrix_view<V const> tokens,
+                        batch const& ids, matrix_view<V> dlogits, matrix_view<V> dtokens,
+                        matrix_view<V> drouter, update how, memory scratch, call_site site) const {
+    std::int32_t const begin = 0, used = static_cast<std::int32_t>(tokens.rows());
+    row_segments const all(1, &begin, &used);
+    matrix_view<V const> const input = jittered(exec, tokens, ids, scratch, site);
+    builtin_gemm::weight_gradient<V>(exec, input, dlogits, all, how, one(drouter), scratch, site);
+    if (!jitters(ids))
+      return builtin_gemm::input_gradient<V>(exec, dlogits, one(router), all, update::add, dtokens,
+                                             scratch, site);
+    std::int64_t const T = tokens.rows(), M = shape_.M;
+    matrix_view<V> const dinput(take<V>(scratch, T * M, site), T, M);
+    builtin_gemm::input_gradient<V>(exec, dlogits, one(router), all, update::assign, dinput,
+                                    scratch, site);
+    jitter_backward(exec, dinput, preset_.input_jitter, ids, dinput, site);
+    exec.split(T, 64, [&](std::int64_t first, std::int64_t last, int) {
+      for (std::int64_t t = first; t < last; ++t)
+        for (std::int64_t m = 0; m < M; ++m) dtokens(t, m) += dinput(t, m);
+    });
+  }
+
+  /// What the router sees; drawn again in backward, because draws are functions of the ids.
+  template <class V>
+  matrix_view<V const> jittered(cpu const& exec, matrix_view<V const> tokens, batch const& ids,
+                                memory& scratch, call_site site) const {
+    if (!jitters(ids)) return tokens;
+    std::int64_t const T = tokens.rows();
+    matrix_view<V> const out(take<V>(scratch, T * shape_.M, site), T, shape_.M);
+    jitter(exec, tokens, preset_.input_jitter, ids, out, site);
+    return out;
+  }
+
+  template <class V>
+  static stacked_view<V> one(matrix_view<V> matrix) noexcept {
+    return {matrix.data(), 1, matrix.rows(), matrix.cols(), matrix.ld(),
+            matrix.rows() * matrix.ld()};
+  }
+
+  /// What experts_.forward does, in three steps with the hooks between them.
+  template <class V, class Handle, class Hooks>
+  void run_experts_seen(cpu const& exec, Handle const& handle, matrix_view<V const> tokens,
+                        layer_saved<V>& saved, vector_view<V const> weights, matrix_view<V> out,
+                        memory scratch, Hooks&& hooks, call_site site) const {
+    routing_table const& table = saved.table;
+    std::int64_t const N = table.max_rows, M = shape_.M;
+    bool const before = preset_.apply == weights_apply::before_experts;
+    matrix_view<V> const in(take<V>(scratch, N * M, site), N, M);
+    matrix_view<V> const done(take<V>(scratch, N * M, site), N, M);
+    if (before)
+      dispatch<V>(exec, tokens, table, weights, in, site);
+    else
+      dispatch<V>(exec, tokens, table, in, site);
+    auto const seen = [&](matrix_view<V> rows) {
+      return matrix_view<V const>(rows.data(), table.counts->rows, M);
+    };
+    if constexpr (requires { hooks.rows_in(seen(in)); }) hooks.rows_in(seen(in));
+    experts_.template forward_rows<V>(exec, handle, in, table, done, saved.experts, scratch, site);
+    if constexpr (requires { hooks.rows_out(seen(done)); }) hooks.rows_out(seen(done));
+    if (before)
+      combine<V>(exec, done, table, out, update::assign, site);
+    else
+      combine<V>(exec, done, table, weights, tokens, out, update::assign, site);
+  }
+
+  Preset preset_;
+  Experts experts_;
+  layer_shape shape_;
+};
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,2 @@
+// What the umbrella lacks.
+#pragma once
