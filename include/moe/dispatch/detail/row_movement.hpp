@@ -117,15 +117,15 @@ struct row_sum {
     row_sum const& sum;
     std::int64_t t;
 
-    template <class Begin, class Add>
-    void each(Begin const& begin, Add const& add) const {
+    template <class First, class Rest>
+    void each(First const& begin, Rest const& go_on) const {
       bool begun = false;
       for (std::int64_t i = sum.table.first_pair(t); i < sum.table.first_pair(t + 1); ++i) {
         S const* const row = sum.addend(t, i);
         if (row == nullptr) continue;
         A const w = sum.weight != nullptr ? sum.weight[i] : A(1);
         if (begun)
-          add(row, w);
+          go_on(row, w);
         else
           begin(row, w);
         begun = true;
