@@ -90,10 +90,10 @@ TEST_CASE_TEMPLATE(
 
 TEST_CASE_TEMPLATE("dispatch/dispatch: the same past the cache, for any alignment of rows", S,
                    float, bf16) {
-  slow_table const s({.T = 1300, .K = 4, .E = 7, .align = 64, .dropped = 0.1});
+  slow_table const s({.T = 1900, .K = 4, .E = 7, .align = 64, .dropped = 0.1});
   for (std::int64_t const skew : {0, 1, 3}) {
     std::int64_t const M = 1021;
-    auto const tokens = matrix<S>(1300, M, 0, 1).fill(4);
+    auto const tokens = matrix<S>(1900, M, 0, 1).fill(4);
     matrix<S> rows(s.N(), M, skew, skew);
     REQUIRE(s.N() * M * static_cast<std::int64_t>(sizeof(S)) > moe::detail::past_cache_bytes);
     moe::dispatch(cpu{}, tokens, s.table, rows.view());

@@ -114,7 +114,7 @@ void combine_backward(cpu const& exec, matrix_view<S const> dout, matrix_view<S 
           dweight[i] = 0;
         }
       }
-      if (!dtokens.absent()) scale(dtokens.row(t), dout.row(t), copied, M);
+      if (!dtokens.absent()) scale_row(dtokens.row(t), dout.row(t), copied, M, false);
     }
   };
   for_ranges(exec, table.T, row_bytes(dout) * (1 + 2 * table.K), range);

@@ -104,6 +104,7 @@ void dispatch_backward(cpu const& exec, matrix_view<std::type_identity_t<S> cons
   check.apart(tokens, dtokens, "tokens and dtokens");
 
   detail::row_sum<S> const sum{drows, table, weight.data(), {}, dtokens, mode == update::add};
+  std::int64_t const bytes_each = detail::row_bytes(dtokens) * (2 + table.K);
   auto const range = [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t t = first; t < last; ++t) {
       sum(t, t + 1 < last);
@@ -113,7 +114,7 @@ void dispatch_backward(cpu const& exec, matrix_view<std::type_identity_t<S> cons
       }
     }
   };
-  detail::for_ranges(exec, table.T, detail::row_bytes(dtokens) * (2 + table.K), range);
+  detail::for_ranges(exec, table.T, bytes_each, range);
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -63,20 +63,22 @@ void spread_tokens(cpu const& exec, matrix_view<S const> tokens, routing_table c
   std::int64_t const M = tokens.cols();
   std::int64_t const bytes = row_bytes(tokens);
   bool const past_cache = is_past_cache(rows, table.counts->rows);
+  auto const put = [=](S* row, S const* token, std::int64_t i, S const* ahead) {
+    if (weight != nullptr) {
+      scale_row(row, token, weight[i], M, past_cache, ahead);
+    } else if (past_cache) {
+      copy_past_cache(row, token, bytes, ahead);
+    } else {
+      std::memcpy(row, token, static_cast<std::size_t>(bytes));
+    }
+  };
   auto const range = [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t t = first; t < last; ++t) {
-      S const* const token = tokens.row(t);
       S const* ahead = t + 1 < last ? tokens.row(t + 1) : nullptr;
       for (std::int64_t i = table.first_pair(t); i < table.first_pair(t + 1); ++i) {
         std::int64_t const r = table.row_of[i];
         if (r < 0) continue;
-        if (weight != nullptr) {
-          scale_row(rows.row(r), token, weight[i], M, past_cache, ahead);
-        } else if (past_cache) {
-          copy_past_cache(rows.row(r), token, bytes, ahead);
-        } else {
-          std::memcpy(rows.row(r), token, static_cast<std::size_t>(bytes));
-        }
+        put(rows.row(r), tokens.row(t), i, ahead);
         ahead = nullptr;
       }
     }
@@ -102,52 +104,61 @@ struct row_sum {
   /// For token t. `ahead`: t + 1 comes next, so its rows are loaded meanwhile; they lie anywhere,
   /// and prefetchers of the hardware do not cross pages.
   void operator()(std::int64_t t, bool ahead) const {
-    for_blocks(out.row(t), out.cols(), [&](std::int64_t c, std::int64_t columns) {
-      if (ahead) load_block_ahead(t + 1, c, columns);
-      alignas(cache_line) A sum[block_columns];
-      fill_block(sum, t, c, columns);
-      if constexpr (std::is_same_v<S, A>) {
-        store_block(out.row(t) + c, sum, columns, past_cache);
-      } else {
-        alignas(cache_line) S rounded[block_columns];
-        convert(rounded, sum, columns);
-        store_block(out.row(t) + c, rounded, columns, past_cache);
-      }
-    });
+    addends<S> const next = ahead ? collect(t + 1) : addends<S>{};
+    if (table.first_pair(t + 1) - table.first_pair(t) <= addends<S>::most)
+      write(t, collect(t), next);
+    else
+      write(t, pairs_of{*this, t}, next);
   }
 
  private:
-  term<S> term_of(std::int64_t t, std::int64_t i) const {
-    std::int32_t const r = table.row_of[i];
-    A const w = weight != nullptr ? weight[i] : A(1);
-    if (r >= 0) return {rows.row(r), w};
-    bool const copied = !tokens.absent() && r == no_row(expert_kind::copy);
-    return {copied ? tokens.row(t) : nullptr, w};
-  }
+  /// The addends of token t without a bound on their number.
+  struct pairs_of {
+    row_sum const& sum;
+    std::int64_t t;
 
-  void fill_block(A* sum, std::int64_t t, std::int64_t c, std::int64_t columns) const {
-    bool begun = add;
-    if (add) convert(sum, out.row(t) + c, columns);
-    term<S> terms[max_terms];
-    int count = 0;
-    std::int64_t const last = table.first_pair(t + 1);
-    for (std::int64_t i = table.first_pair(t); i < last; ++i) {
-      terms[count] = term_of(t, i);
-      if (terms[count].row != nullptr) ++count;
-      if (count == 0 || (count < max_terms && i + 1 < last)) continue;
-      if (begun)
-        add_terms<true>(sum, terms, count, c, columns);
-      else
-        add_terms<false>(sum, terms, count, c, columns);
-      begun = true;
-      count = 0;
+    template <class First, class Rest>
+    void each(First const& begin, Rest const& go_on) const {
+      bool begun = false;
+      for (std::int64_t i = sum.table.first_pair(t); i < sum.table.first_pair(t + 1); ++i) {
+        S const* const row = sum.addend(t, i);
+        if (row == nullptr) continue;
+        A const w = sum.weight != nullptr ? sum.weight[i] : A(1);
+        if (begun)
+          go_on(row, w);
+        else
+          begin(row, w);
+        begun = true;
+      }
     }
-    if (!begun) std::fill_n(sum, columns, A(0));
+  };
+
+  /// The row of pair i of token t; null if it adds nothing.
+  S const* addend(std::int64_t t, std::int64_t i) const {
+    std::int32_t const r = table.row_of[i];
+    if (r >= 0) return rows.row(r);
+    return !tokens.absent() && r == no_row(expert_kind::copy) ? tokens.row(t) : nullptr;
   }
 
-  void load_block_ahead(std::int64_t t, std::int64_t c, std::int64_t columns) const {
-    for (std::int64_t i = table.first_pair(t); i < table.first_pair(t + 1); ++i)
-      if (table.row_of[i] >= 0) load_ahead(rows.row(table.row_of[i]), c, columns);
+  /// The first addends of token t.
+  addends<S> collect(std::int64_t t) const {
+    addends<S> found;
+    auto const push = [&](S const* row, A w) {
+      if (found.count < addends<S>::most) found.push(row, w);
+    };
+    pairs_of{*this, t}.each(push, push);
+    return found;
+  }
+
+  template <class Addends>
+  void write(std::int64_t t, Addends const& terms, addends<S> const& next) const {
+    add ? write<true>(t, terms, next) : write<false>(t, terms, next);
+  }
+  template <bool Add, class Addends>
+  void write(std::int64_t t, Addends const& terms, addends<S> const& next) const {
+    if constexpr (!rounds<S>)
+      if (past_cache) return sum_row<true, Add>(out.row(t), terms, out.cols(), next);
+    sum_row<false, Add>(out.row(t), terms, out.cols(), next);
   }
 };
 
