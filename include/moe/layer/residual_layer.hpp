@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -29,8 +30,8 @@ enum class residual_mix : std::uint8_t {
 template <class V>
 struct residual_weights {
   layer_weights<V> moe;
-  ffn_weights<V> fixed;  ///< P = 1, H of the fixed expert.
-  matrix_view<V> mix;    ///< [M,2], absent unless learned.
+  ffn_weights<V> fixed;     ///< P = 1, H of the fixed expert.
+  matrix_view<V> mix;       ///< [M,2], absent unless learned.
   vector_view<V> mix_bias;  ///< [2], empty unless learned.
 
   template <class U>
@@ -78,7 +79,9 @@ class residual_layer {
   residual_layer(Preset const& router, Experts const& experts, layer_shape const& shape,
                  residual_mix mix = residual_mix::add, std::int64_t fixed_hidden = 0,
                  call_site site = call_site::here())
-      : moe_(router, experts, shape, site), fixed_(experts), mix_(mix),
+      : moe_(router, experts, shape, site),
+        fixed_(experts),
+        mix_(mix),
         fixed_hidden_(fixed_hidden == 0 ? shape.H : fixed_hidden) {
     expects(fixed_hidden >= 0, "residual_layer: fixed_hidden >= 0", site,
             {{"fixed_hidden", fixed_hidden}});
@@ -163,12 +166,12 @@ class residual_layer {
             "residual_layer: T is within the bound, out is [T,M]", site,
             {{"T", T}, {"most", shape().T}, {"out.rows", out.rows()}, {"out.cols", out.cols()}});
     matrix_view<V> const moe_out = learned() ? matrix_view<V>(saved.moe_out.data(), T, M) : out;
-    layer_losses const losses = moe_.forward(exec, parameters.moe, tokens, ids, moe_out, saved.moe,
-                                             scratch, hooks, site);
+    layer_losses const losses =
+        moe_.forward(exec, parameters.moe, tokens, ids, moe_out, saved.moe, scratch, hooks, site);
 
-    matrix_view<V> const fixed_out =
-        learned() ? matrix_view<V>(saved.fixed_out.data(), T, M)
-                  : matrix_view<V>(take<V>(scratch, T * M, site), T, M);
+    matrix_view<V> const fixed_out = learned()
+                                         ? matrix_view<V>(saved.fixed_out.data(), T, M)
+                                         : matrix_view<V>(take<V>(scratch, T * M, site), T, M);
     one_segment const all(T);
     fixed_.template forward_rows<V>(exec, fixed_.prepare(parameters.fixed, site), tokens,
                                     all.segments(), fixed_out, saved.fixed, scratch, site);
@@ -199,8 +202,12 @@ class residual_layer {
     std::int64_t const T = tokens.rows(), M = shape().M;
     expects(saved.moe.filled && saved.moe.routed.T == T && dout.rows() == T && dout.cols() == M,
             "residual_layer::backward: saved was filled by a forward of the same T, dout is [T,M]",
-            site, {{"filled", saved.moe.filled}, {"saved T", saved.moe.routed.T}, {"T", T},
-                   {"dout.rows", dout.rows()}, {"dout.cols", dout.cols()}});
+            site,
+            {{"filled", saved.moe.filled},
+             {"saved T", saved.moe.routed.T},
+             {"T", T},
+             {"dout.rows", dout.rows()},
+             {"dout.cols", dout.cols()}});
     matrix_view<V const> dmoe = dout, dfixed = dout;
     matrix_view<V> dc;
     if (learned()) {
@@ -211,14 +218,14 @@ class residual_layer {
       dmoe = scaled0;
       dfixed = scaled1;
     }
-    moe_.backward(exec, parameters.moe, tokens, dmoe, losses, saved.moe, dtokens, gradients.moe, how,
-                  scratch, site);
+    moe_.backward(exec, parameters.moe, tokens, dmoe, losses, saved.moe, dtokens, gradients.moe,
+                  how, scratch, site);
 
     one_segment const all(T);
     matrix_view<V> const dinput(take<V>(scratch, T * M, site), T, M);
-    fixed_.template backward_rows<V>(exec, fixed_.prepare(parameters.fixed, site), dfixed, {}, tokens,
-                                     all.segments(), saved.fixed, dinput, {}, gradients.fixed, how,
-                                     scratch, site);
+    fixed_.template backward_rows<V>(exec, fixed_.prepare(parameters.fixed, site), dfixed, {},
+                                     tokens, all.segments(), saved.fixed, dinput, {},
+                                     gradients.fixed, how, scratch, site);
     if (learned()) {
       builtin_gemm::weight_gradient<V>(exec, tokens, dc, all.segments(), how, one(gradients.mix),
                                        scratch, site);
