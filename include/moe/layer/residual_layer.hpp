@@ -165,6 +165,8 @@ class residual_layer {
     expects(T <= shape().T && out.rows() == T && out.cols() == M,
             "residual_layer: T is within the bound, out is [T,M]", site,
             {{"T", T}, {"most", shape().T}, {"out.rows", out.rows()}, {"out.cols", out.cols()}});
+    expects(!overlap(tokens, out), "residual_layer: the output does not overlap tokens", site);
+    check(parameters, saved, site);
     matrix_view<V> const moe_out = learned() ? matrix_view<V>(saved.moe_out.data(), T, M) : out;
     layer_losses const losses =
         moe_.forward(exec, parameters.moe, tokens, ids, moe_out, saved.moe, scratch, hooks, site);
@@ -208,6 +210,8 @@ class residual_layer {
              {"T", T},
              {"dout.rows", dout.rows()},
              {"dout.cols", dout.cols()}});
+    check(parameters, saved, site);
+    if (learned()) check_mix(gradients.mix, gradients.mix_bias, site);
     matrix_view<V const> dmoe = dout, dfixed = dout;
     matrix_view<V> dc;
     if (learned()) {
@@ -256,6 +260,21 @@ class residual_layer {
 
   bool learned() const noexcept { return mix_ == residual_mix::learned; }
   ffn_shape fixed_shape() const noexcept { return {1, shape().M, fixed_hidden_}; }
+
+  template <class V>
+  void check(residual_weights<V const> const& parameters, residual_saved<V> const& saved,
+             call_site site) const {
+    expects((saved.coefficients.cols() == 2) == learned(),
+            "residual_layer: saved was made for this layer", site,
+            {{"learned", learned()}, {"saved has a mix", saved.coefficients.cols() == 2}});
+    if (learned()) check_mix(parameters.mix, parameters.mix_bias, site);
+  }
+  template <class V>
+  void check_mix(matrix_view<V> mix, vector_view<V> bias, call_site site) const {
+    expects(mix.rows() == shape().M && mix.cols() == 2 && bias.size() == 2,
+            "residual_layer: a learned mix has weights [M,2] and a bias [2]", site,
+            {{"rows", mix.rows()}, {"cols", mix.cols()}, {"bias", bias.size()}, {"M", shape().M}});
+  }
 
   template <class V>
   static V* take(memory& scratch, std::int64_t count, call_site site) {
