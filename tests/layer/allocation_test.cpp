@@ -15,6 +15,7 @@ namespace {
 
 std::atomic<long> allocations{0};
 
+// Not inlined, below: where new is but delete is not, compilers warn of a mismatch.
 void* allocate(std::size_t bytes, std::size_t alignment) {
   ++allocations;
   std::size_t const whole = (bytes + alignment) / alignment * alignment;
@@ -25,40 +26,40 @@ void* allocate(std::size_t bytes, std::size_t alignment) {
 
 }  // namespace
 
-void* operator new(std::size_t bytes) {
+[[gnu::noinline]] void* operator new(std::size_t bytes) {
   return allocate(bytes, alignof(std::max_align_t));
 }
-void* operator new[](std::size_t bytes) {
+[[gnu::noinline]] void* operator new[](std::size_t bytes) {
   return allocate(bytes, alignof(std::max_align_t));
 }
-void* operator new(std::size_t bytes, std::align_val_t alignment) {
+[[gnu::noinline]] void* operator new(std::size_t bytes, std::align_val_t alignment) {
   return allocate(bytes, static_cast<std::size_t>(alignment));
 }
-void* operator new[](std::size_t bytes, std::align_val_t alignment) {
+[[gnu::noinline]] void* operator new[](std::size_t bytes, std::align_val_t alignment) {
   return allocate(bytes, static_cast<std::size_t>(alignment));
 }
-void operator delete(void* data) noexcept {
+[[gnu::noinline]] void operator delete(void* data) noexcept {
   std::free(data);
 }
-void operator delete[](void* data) noexcept {
+[[gnu::noinline]] void operator delete[](void* data) noexcept {
   std::free(data);
 }
-void operator delete(void* data, std::size_t) noexcept {
+[[gnu::noinline]] void operator delete(void* data, std::size_t) noexcept {
   std::free(data);
 }
-void operator delete[](void* data, std::size_t) noexcept {
+[[gnu::noinline]] void operator delete[](void* data, std::size_t) noexcept {
   std::free(data);
 }
-void operator delete(void* data, std::align_val_t) noexcept {
+[[gnu::noinline]] void operator delete(void* data, std::align_val_t) noexcept {
   std::free(data);
 }
-void operator delete[](void* data, std::align_val_t) noexcept {
+[[gnu::noinline]] void operator delete[](void* data, std::align_val_t) noexcept {
   std::free(data);
 }
-void operator delete(void* data, std::size_t, std::align_val_t) noexcept {
+[[gnu::noinline]] void operator delete(void* data, std::size_t, std::align_val_t) noexcept {
   std::free(data);
 }
-void operator delete[](void* data, std::size_t, std::align_val_t) noexcept {
+[[gnu::noinline]] void operator delete[](void* data, std::size_t, std::align_val_t) noexcept {
   std::free(data);
 }
 
