@@ -14,12 +14,12 @@ namespace moe::inline MOE_ABI {
 
 /// The bounds of a layer, fixed when it is made.
 struct layer_shape {
-  std::int64_t T = 0;  ///< Most tokens of a call.
-  std::int64_t M = 0;  ///< Model width.
-  std::int64_t H = 0;  ///< Hidden width of one expert.
-  int E = 0;           ///< Experts.
-  bool bias = false;   ///< Whether the projections of the experts have biases.
-  bool z_loss = false; ///< Whether forward computes the z-loss (T E exponentials in double).
+  std::int64_t T = 0;   ///< Most tokens of a call.
+  std::int64_t M = 0;   ///< Model width.
+  std::int64_t H = 0;   ///< Hidden width of one expert.
+  int E = 0;            ///< Experts.
+  bool bias = false;    ///< Whether the projections of the experts have biases.
+  bool z_loss = false;  ///< Whether forward computes the z-loss (T E exponentials in double).
 };
 
 /// The auxiliary losses of one forward, not multiplied by any coefficient.
@@ -56,7 +56,9 @@ void for_each_parameter(layer_weights<V> const& values, layer_weights<V> const& 
   matrix_view<V> const &v = values.router, &g = gradients.router;
   expects(v.rows() == g.rows() && v.cols() == g.cols(),
           "for_each_parameter: values and gradients have the same router", site,
-          {{"rows", v.rows()}, {"cols", v.cols()}, {"gradient rows", g.rows()},
+          {{"rows", v.rows()},
+           {"cols", v.cols()},
+           {"gradient rows", g.rows()},
            {"gradient cols", g.cols()}});
   if (v.ld() == v.cols() && g.ld() == g.cols())
     f("router", vector_view<V>(v.data(), v.span()), vector_view<V>(g.data(), g.span()));

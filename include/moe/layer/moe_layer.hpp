@@ -33,10 +33,10 @@ struct layer_saved {
   matrix_view<V> logits;    ///< [T,E]
   basic_routing<V> routed;  ///< What `route` wrote.
   routing_table table;
-  V* weights = nullptr;  ///< [T,K]: 0 where a pair was dropped.
-  memory experts;        ///< What the experts keep.
-  std::int64_t room = 0; ///< Most tokens: the layer's T.
-  bool filled = false;   ///< A forward that saves has run.
+  V* weights = nullptr;   ///< [T,K]: 0 where a pair was dropped.
+  memory experts;         ///< What the experts keep.
+  std::int64_t room = 0;  ///< Most tokens: the layer's T.
+  bool filled = false;    ///< A forward that saves has run.
 };
 
 /// tokens -> router -> preset {gate, capacity, overflow, kept weights, loss} -> experts -> out.
@@ -124,9 +124,8 @@ class moe_layer {
     std::size_t const experts =
         std::max(experts_.template forward_scratch_bytes<V>(exec, expert_shape(), rows),
                  experts_.template backward_scratch_bytes<V>(exec, expert_shape(), rows));
-    std::size_t const steps =
-        std::max({experts, builtin_gemm::scratch_bytes<V>(exec, 1),
-                  preset_scratch<V>(exec, preset_, shape_.T, shape_.E)});
+    std::size_t const steps = std::max({experts, builtin_gemm::scratch_bytes<V>(exec, 1),
+                                        preset_scratch<V>(exec, preset_, shape_.T, shape_.E)});
     memory_size size;
     size.add<V>(shape_.T * shape_.E);
     size.add<V>(shape_.T * K());
@@ -148,12 +147,14 @@ class moe_layer {
   /// @note  Allocates nothing. Bitwise the same for any number of threads. Counts of dropped tokens,
   ///        NaN and so on are in saved.table.counts.
   template <class V, class Hooks = no_hooks>
-  layer_losses forward(cpu const& exec, std::type_identity_t<layer_weights<V const>> const& parameters,
+  layer_losses forward(cpu const& exec,
+                       std::type_identity_t<layer_weights<V const>> const& parameters,
                        std::type_identity_t<matrix_view<V const>> tokens, batch const& ids,
                        std::type_identity_t<matrix_view<V>> out, layer_saved<V>& saved,
-                       memory scratch, Hooks&& hooks = {}, call_site site = call_site::here()) const {
+                       memory scratch, Hooks&& hooks = {},
+                       call_site site = call_site::here()) const {
     std::int64_t const T = tokens.rows();
-    check(parameters.router, tokens, out, saved.room, site);
+    check(parameters.router, tokens, out, saved, site);
     saved.filled = false;
 
     matrix_view<V> const logits(saved.logits.data(), T, shape_.E);
@@ -202,10 +203,10 @@ class moe_layer {
                 std::type_identity_t<matrix_view<V const>> tokens,
                 std::type_identity_t<matrix_view<V const>> dout, loss_weights const& losses,
                 layer_saved<V> const& saved, std::type_identity_t<matrix_view<V>> dtokens,
-                std::type_identity_t<layer_weights<V>> const& gradients, update how,
-                memory scratch, call_site site = call_site::here()) const {
+                std::type_identity_t<layer_weights<V>> const& gradients, update how, memory scratch,
+                call_site site = call_site::here()) const {
     std::int64_t const T = tokens.rows(), M = shape_.M;
-    check(parameters.router, tokens, dtokens, saved.room, site);
+    check(parameters.router, tokens, dtokens, saved, site);
     expects(saved.filled && saved.routed.T == T,
             "moe_layer::backward: saved was filled by a forward of the same T", site,
             {{"filled", saved.filled}, {"saved T", saved.routed.T}, {"T", T}});
@@ -221,9 +222,9 @@ class moe_layer {
     matrix_view<V> const dlogits(take<V>(scratch, T * shape_.E, site), T, shape_.E);
     vector_view<V> const dweights(take<V>(scratch, T * K(), site), T * K());
     auto const handle = experts_.prepare(parameters.experts, site);
-    experts_.template backward<V>(
-        exec, handle, dout, tokens, saved.table, vector_view<V const>(saved.weights, T * K()),
-        saved.experts, dtokens, dweights, gradients.experts, how, scratch, site);
+    experts_.template backward<V>(exec, handle, dout, tokens, saved.table,
+                                  vector_view<V const>(saved.weights, T * K()), saved.experts,
+                                  dtokens, dweights, gradients.experts, how, scratch, site);
 
     matrix_view<V const> const logits(saved.logits.data(), T, shape_.E);
     apply_preset_backward(exec, preset_, logits, saved.routed, saved.table, dweights,
@@ -249,10 +250,18 @@ class moe_layer {
 
   template <class V>
   void check(matrix_view<V const> router, matrix_view<V const> tokens, matrix_view<V> out,
-             std::int64_t room, call_site site) const {
-    expects(tokens.rows() <= shape_.T && room == shape_.T,
-            "moe_layer: T is within the bound of the layer, and saved was made for this layer", site,
-            {{"T", tokens.rows()}, {"most", shape_.T}, {"saved's most", room}});
+             layer_saved<V> const& saved, call_site site) const {
+    expects(tokens.rows() <= shape_.T && saved.room == shape_.T &&
+                saved.logits.cols() == shape_.E && saved.routed.K == K(),
+            "moe_layer: T is within the bound of the layer, and saved was made for this layer",
+            site,
+            {{"T", tokens.rows()},
+             {"most", shape_.T},
+             {"saved's most", saved.room},
+             {"E", shape_.E},
+             {"saved's E", saved.logits.cols()},
+             {"K", K()},
+             {"saved's K", saved.routed.K}});
     expects(tokens.cols() == shape_.M && out.rows() == tokens.rows() && out.cols() == shape_.M &&
                 router.rows() == shape_.M && router.cols() == shape_.E,
             "moe_layer: tokens and the other side are [T,M], the router is [M,E]", site,
@@ -266,9 +275,7 @@ class moe_layer {
     expects(!overlap(tokens, out), "moe_layer: the output does not overlap tokens", site);
   }
 
-  bool jitters(batch const& ids) const noexcept {
-    return preset_.input_jitter > 0 && ids.training;
-  }
+  bool jitters(batch const& ids) const noexcept { return preset_.input_jitter > 0 && ids.training; }
 
   /// logits = jittered tokens * router.
   template <class V>
@@ -317,8 +324,8 @@ class moe_layer {
 
   template <class V>
   static stacked_view<V> one(matrix_view<V> matrix) noexcept {
-    return {matrix.data(), 1, matrix.rows(), matrix.cols(), matrix.ld(),
-            matrix.rows() * matrix.ld()};
+    return {matrix.data(), 1,           matrix.rows(),
+            matrix.cols(), matrix.ld(), matrix.rows() * matrix.ld()};
   }
 
   /// What experts_.forward does, in three steps with the hooks between them.

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -29,8 +30,8 @@ enum class residual_mix : std::uint8_t {
 template <class V>
 struct residual_weights {
   layer_weights<V> moe;
-  ffn_weights<V> fixed;  ///< P = 1, H of the fixed expert.
-  matrix_view<V> mix;    ///< [M,2], absent unless learned.
+  ffn_weights<V> fixed;     ///< P = 1, H of the fixed expert.
+  matrix_view<V> mix;       ///< [M,2], absent unless learned.
   vector_view<V> mix_bias;  ///< [2], empty unless learned.
 
   template <class U>
@@ -78,7 +79,9 @@ class residual_layer {
   residual_layer(Preset const& router, Experts const& experts, layer_shape const& shape,
                  residual_mix mix = residual_mix::add, std::int64_t fixed_hidden = 0,
                  call_site site = call_site::here())
-      : moe_(router, experts, shape, site), fixed_(experts), mix_(mix),
+      : moe_(router, experts, shape, site),
+        fixed_(experts),
+        mix_(mix),
         fixed_hidden_(fixed_hidden == 0 ? shape.H : fixed_hidden) {
     expects(fixed_hidden >= 0, "residual_layer: fixed_hidden >= 0", site,
             {{"fixed_hidden", fixed_hidden}});
@@ -162,13 +165,15 @@ class residual_layer {
     expects(T <= shape().T && out.rows() == T && out.cols() == M,
             "residual_layer: T is within the bound, out is [T,M]", site,
             {{"T", T}, {"most", shape().T}, {"out.rows", out.rows()}, {"out.cols", out.cols()}});
+    expects(!overlap(tokens, out), "residual_layer: the output does not overlap tokens", site);
+    check(parameters, saved, site);
     matrix_view<V> const moe_out = learned() ? matrix_view<V>(saved.moe_out.data(), T, M) : out;
-    layer_losses const losses = moe_.forward(exec, parameters.moe, tokens, ids, moe_out, saved.moe,
-                                             scratch, hooks, site);
+    layer_losses const losses =
+        moe_.forward(exec, parameters.moe, tokens, ids, moe_out, saved.moe, scratch, hooks, site);
 
-    matrix_view<V> const fixed_out =
-        learned() ? matrix_view<V>(saved.fixed_out.data(), T, M)
-                  : matrix_view<V>(take<V>(scratch, T * M, site), T, M);
+    matrix_view<V> const fixed_out = learned()
+                                         ? matrix_view<V>(saved.fixed_out.data(), T, M)
+                                         : matrix_view<V>(take<V>(scratch, T * M, site), T, M);
     one_segment const all(T);
     fixed_.template forward_rows<V>(exec, fixed_.prepare(parameters.fixed, site), tokens,
                                     all.segments(), fixed_out, saved.fixed, scratch, site);
@@ -199,8 +204,14 @@ class residual_layer {
     std::int64_t const T = tokens.rows(), M = shape().M;
     expects(saved.moe.filled && saved.moe.routed.T == T && dout.rows() == T && dout.cols() == M,
             "residual_layer::backward: saved was filled by a forward of the same T, dout is [T,M]",
-            site, {{"filled", saved.moe.filled}, {"saved T", saved.moe.routed.T}, {"T", T},
-                   {"dout.rows", dout.rows()}, {"dout.cols", dout.cols()}});
+            site,
+            {{"filled", saved.moe.filled},
+             {"saved T", saved.moe.routed.T},
+             {"T", T},
+             {"dout.rows", dout.rows()},
+             {"dout.cols", dout.cols()}});
+    check(parameters, saved, site);
+    if (learned()) check_mix(gradients.mix, gradients.mix_bias, site);
     matrix_view<V const> dmoe = dout, dfixed = dout;
     matrix_view<V> dc;
     if (learned()) {
@@ -211,14 +222,14 @@ class residual_layer {
       dmoe = scaled0;
       dfixed = scaled1;
     }
-    moe_.backward(exec, parameters.moe, tokens, dmoe, losses, saved.moe, dtokens, gradients.moe, how,
-                  scratch, site);
+    moe_.backward(exec, parameters.moe, tokens, dmoe, losses, saved.moe, dtokens, gradients.moe,
+                  how, scratch, site);
 
     one_segment const all(T);
     matrix_view<V> const dinput(take<V>(scratch, T * M, site), T, M);
-    fixed_.template backward_rows<V>(exec, fixed_.prepare(parameters.fixed, site), dfixed, {}, tokens,
-                                     all.segments(), saved.fixed, dinput, {}, gradients.fixed, how,
-                                     scratch, site);
+    fixed_.template backward_rows<V>(exec, fixed_.prepare(parameters.fixed, site), dfixed, {},
+                                     tokens, all.segments(), saved.fixed, dinput, {},
+                                     gradients.fixed, how, scratch, site);
     if (learned()) {
       builtin_gemm::weight_gradient<V>(exec, tokens, dc, all.segments(), how, one(gradients.mix),
                                        scratch, site);
@@ -249,6 +260,21 @@ class residual_layer {
 
   bool learned() const noexcept { return mix_ == residual_mix::learned; }
   ffn_shape fixed_shape() const noexcept { return {1, shape().M, fixed_hidden_}; }
+
+  template <class V>
+  void check(residual_weights<V const> const& parameters, residual_saved<V> const& saved,
+             call_site site) const {
+    expects((saved.coefficients.cols() == 2) == learned(),
+            "residual_layer: saved was made for this layer", site,
+            {{"learned", learned()}, {"saved has a mix", saved.coefficients.cols() == 2}});
+    if (learned()) check_mix(parameters.mix, parameters.mix_bias, site);
+  }
+  template <class V>
+  void check_mix(matrix_view<V> mix, vector_view<V> bias, call_site site) const {
+    expects(mix.rows() == shape().M && mix.cols() == 2 && bias.size() == 2,
+            "residual_layer: a learned mix has weights [M,2] and a bias [2]", site,
+            {{"rows", mix.rows()}, {"cols", mix.cols()}, {"bias", bias.size()}, {"M", shape().M}});
+  }
 
   template <class V>
   static V* take(memory& scratch, std::int64_t count, call_site site) {
