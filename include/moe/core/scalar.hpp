@@ -78,8 +78,8 @@ struct half {
     // A subnormal is its mantissa times 2^-24: as a mantissa behind 2^-14, less that 2^-14.
     auto const shifted = __builtin_bit_cast(float, magnitude + (113u << 23));
     auto const subnormal = __builtin_bit_cast(std::uint32_t, shifted - 0x1p-14f);
-    std::uint32_t const small = detail::mask_if_less(magnitude, 1u << 23);
-    return __builtin_bit_cast(float, sign | top | (subnormal & small) | (normal & ~small));
+    std::uint32_t const below = detail::mask_if_less(magnitude, 1u << 23);
+    return __builtin_bit_cast(float, sign | top | (subnormal & below) | (normal & ~below));
   }
   MOE_HOST_DEVICE explicit constexpr operator double() const noexcept {
     return static_cast<float>(*this);
@@ -100,8 +100,8 @@ struct half {
     // Below 2^-14 the addition of 0.5, whose last place is 2^-24, does the rounding.
     float const shifted = __builtin_bit_cast(float, magnitude) + 0.5f;
     std::uint32_t const subnormal = __builtin_bit_cast(std::uint32_t, shifted) - 0x3f000000u;
-    std::uint32_t const small = detail::mask_if_less(magnitude, 113u << 23);
-    std::uint32_t const finite = (subnormal & small) | (normal & ~small);
+    std::uint32_t const below = detail::mask_if_less(magnitude, 113u << 23);
+    std::uint32_t const finite = (subnormal & below) | (normal & ~below);
     // From 2^16 on: infinity, and NaN beyond that of float.
     std::uint32_t const large = ~detail::mask_if_less(magnitude, 143u << 23);
     std::uint32_t const nan = detail::mask_if_less(0x7f800000u, magnitude) & 0x200u;

@@ -42,13 +42,13 @@ void combine(cpu const& exec, matrix_view<std::type_identity_t<S> const> rows,
              matrix_view<std::type_identity_t<S> const> tokens, matrix_view<S> out,
              update mode = update::assign, call_site site = call_site::here()) {
   std::int64_t const M = out.cols();
-  detail::movement_checks const check("combine", table, site);
-  check.rows(rows, "rows", M);
-  check.pairs(weight, "weight");
-  check.tokens(tokens, "tokens", M);
-  check.tokens(out, "out", M);
-  check.apart(rows, out, "rows and out");
-  check.apart(tokens, out, "tokens and out");
+  detail::movement_checks const expected("combine", table, site);
+  expected.rows(rows, "rows", M);
+  expected.pairs(weight, "weight");
+  expected.tokens(tokens, "tokens", M);
+  expected.tokens(out, "out", M);
+  expected.apart(rows, out, "rows and out");
+  expected.apart(tokens, out, "tokens and out");
   detail::sum_rows<S>(exec, {rows, table, weight.data(), tokens, out, mode == update::add});
 }
 
@@ -61,12 +61,12 @@ void combine(cpu const& exec, matrix_view<std::type_identity_t<S> const> rows,
              routing_table const& table, vector_view<accumulate_t<S> const> weight,
              matrix_view<S> out, update mode = update::assign, call_site site = call_site::here()) {
   std::int64_t const M = out.cols();
-  detail::movement_checks const check("combine", table, site);
-  check.rows(rows, "rows", M);
-  check.pairs(weight, "weight");
-  check.tokens(out, "out", M);
-  check.apart(rows, out, "rows and out");
-  check.all_computed();
+  detail::movement_checks const expected("combine", table, site);
+  expected.rows(rows, "rows", M);
+  expected.pairs(weight, "weight");
+  expected.tokens(out, "out", M);
+  expected.apart(rows, out, "rows and out");
+  expected.all_computed();
   detail::sum_rows<S>(exec, {rows, table, weight.data(), {}, out, mode == update::add});
 }
 
@@ -77,11 +77,11 @@ void combine(cpu const& exec, matrix_view<std::type_identity_t<S> const> rows,
              routing_table const& table, matrix_view<S> out, update mode = update::assign,
              call_site site = call_site::here()) {
   std::int64_t const M = out.cols();
-  detail::movement_checks const check("combine", table, site);
-  check.rows(rows, "rows", M);
-  check.tokens(out, "out", M);
-  check.apart(rows, out, "rows and out");
-  check.all_computed();
+  detail::movement_checks const expected("combine", table, site);
+  expected.rows(rows, "rows", M);
+  expected.tokens(out, "out", M);
+  expected.apart(rows, out, "rows and out");
+  expected.all_computed();
   detail::sum_rows<S>(exec, {rows, table, nullptr, {}, out, mode == update::add});
 }
 
@@ -146,21 +146,21 @@ void combine_backward(cpu const& exec, matrix_view<std::type_identity_t<S> const
                       vector_view<accumulate_t<S>> dweight, matrix_view<S> dtokens,
                       call_site site = call_site::here()) {
   std::int64_t const M = dout.cols();
-  detail::movement_checks const check("combine_backward", table, site);
-  check.tokens(dout, "dout", M);
-  check.rows(rows, "rows", M);
-  check.pairs(weight, "weight");
-  check.tokens(tokens, "tokens", M);
-  check.rows(drows, "drows", M);
-  check.pairs(dweight, "dweight");
-  check.tokens(dtokens, "dtokens", M);
-  check.apart(dout, drows, "dout and drows");
-  check.apart(tokens, drows, "tokens and drows");
-  check.same_or_apart(rows, drows, "rows and drows");
-  check.apart(dout, dtokens, "dout and dtokens");
-  check.apart(rows, dtokens, "rows and dtokens");
-  check.apart(tokens, dtokens, "tokens and dtokens");
-  check.apart(drows, dtokens, "drows and dtokens");
+  detail::movement_checks const expected("combine_backward", table, site);
+  expected.tokens(dout, "dout", M);
+  expected.rows(rows, "rows", M);
+  expected.pairs(weight, "weight");
+  expected.tokens(tokens, "tokens", M);
+  expected.rows(drows, "drows", M);
+  expected.pairs(dweight, "dweight");
+  expected.tokens(dtokens, "dtokens", M);
+  expected.apart(dout, drows, "dout and drows");
+  expected.apart(tokens, drows, "tokens and drows");
+  expected.same_or_apart(rows, drows, "rows and drows");
+  expected.apart(dout, dtokens, "dout and dtokens");
+  expected.apart(rows, dtokens, "rows and dtokens");
+  expected.apart(tokens, dtokens, "tokens and dtokens");
+  expected.apart(drows, dtokens, "drows and dtokens");
   detail::combine_backward<S>(exec, dout, rows, table, weight, tokens, drows, dweight, dtokens);
 }
 
@@ -173,15 +173,15 @@ void combine_backward(cpu const& exec, matrix_view<std::type_identity_t<S> const
                       vector_view<accumulate_t<S> const> weight, matrix_view<S> drows,
                       vector_view<accumulate_t<S>> dweight, call_site site = call_site::here()) {
   std::int64_t const M = dout.cols();
-  detail::movement_checks const check("combine_backward", table, site);
-  check.tokens(dout, "dout", M);
-  check.rows(rows, "rows", M);
-  check.pairs(weight, "weight");
-  check.rows(drows, "drows", M);
-  check.pairs(dweight, "dweight");
-  check.apart(dout, drows, "dout and drows");
-  check.same_or_apart(rows, drows, "rows and drows");
-  check.all_computed();
+  detail::movement_checks const expected("combine_backward", table, site);
+  expected.tokens(dout, "dout", M);
+  expected.rows(rows, "rows", M);
+  expected.pairs(weight, "weight");
+  expected.rows(drows, "drows", M);
+  expected.pairs(dweight, "dweight");
+  expected.apart(dout, drows, "dout and drows");
+  expected.same_or_apart(rows, drows, "rows and drows");
+  expected.all_computed();
   detail::combine_backward<S>(exec, dout, rows, table, weight, {}, drows, dweight, {});
 }
 

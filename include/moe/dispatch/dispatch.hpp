@@ -32,10 +32,10 @@ template <scalar S>
 void dispatch(cpu const& exec, matrix_view<std::type_identity_t<S> const> tokens,
               routing_table const& table, matrix_view<S> rows, call_site site = call_site::here()) {
   std::int64_t const M = rows.cols();
-  detail::movement_checks const check("dispatch", table, site);
-  check.tokens(tokens, "tokens", M);
-  check.rows(rows, "rows", M);
-  check.apart(tokens, rows, "tokens and rows");
+  detail::movement_checks const expected("dispatch", table, site);
+  expected.tokens(tokens, "tokens", M);
+  expected.rows(rows, "rows", M);
+  expected.apart(tokens, rows, "tokens and rows");
   detail::spread_tokens<S>(exec, tokens, table, nullptr, rows);
 }
 
@@ -49,11 +49,11 @@ void dispatch(cpu const& exec, matrix_view<std::type_identity_t<S> const> tokens
               routing_table const& table, vector_view<accumulate_t<S> const> weight,
               matrix_view<S> rows, call_site site = call_site::here()) {
   std::int64_t const M = rows.cols();
-  detail::movement_checks const check("dispatch", table, site);
-  check.tokens(tokens, "tokens", M);
-  check.pairs(weight, "weight");
-  check.rows(rows, "rows", M);
-  check.apart(tokens, rows, "tokens and rows");
+  detail::movement_checks const expected("dispatch", table, site);
+  expected.tokens(tokens, "tokens", M);
+  expected.pairs(weight, "weight");
+  expected.rows(rows, "rows", M);
+  expected.apart(tokens, rows, "tokens and rows");
   detail::spread_tokens<S>(exec, tokens, table, weight.data(), rows);
 }
 
@@ -72,10 +72,10 @@ void dispatch_backward(cpu const& exec, matrix_view<std::type_identity_t<S> cons
                        routing_table const& table, matrix_view<S> dtokens,
                        update mode = update::assign, call_site site = call_site::here()) {
   std::int64_t const M = dtokens.cols();
-  detail::movement_checks const check("dispatch_backward", table, site);
-  check.rows(drows, "drows", M);
-  check.tokens(dtokens, "dtokens", M);
-  check.apart(drows, dtokens, "drows and dtokens");
+  detail::movement_checks const expected("dispatch_backward", table, site);
+  expected.rows(drows, "drows", M);
+  expected.tokens(dtokens, "dtokens", M);
+  expected.apart(drows, dtokens, "drows and dtokens");
   detail::sum_rows<S>(exec, {drows, table, nullptr, {}, dtokens, mode == update::add});
 }
 
@@ -94,14 +94,14 @@ void dispatch_backward(cpu const& exec, matrix_view<std::type_identity_t<S> cons
                        matrix_view<S> dtokens, vector_view<accumulate_t<S>> dweight,
                        update mode = update::assign, call_site site = call_site::here()) {
   std::int64_t const M = dtokens.cols();
-  detail::movement_checks const check("dispatch_backward", table, site);
-  check.rows(drows, "drows", M);
-  check.tokens(tokens, "tokens", M);
-  check.pairs(weight, "weight");
-  check.tokens(dtokens, "dtokens", M);
-  check.pairs(dweight, "dweight");
-  check.apart(drows, dtokens, "drows and dtokens");
-  check.apart(tokens, dtokens, "tokens and dtokens");
+  detail::movement_checks const expected("dispatch_backward", table, site);
+  expected.rows(drows, "drows", M);
+  expected.tokens(tokens, "tokens", M);
+  expected.pairs(weight, "weight");
+  expected.tokens(dtokens, "dtokens", M);
+  expected.pairs(dweight, "dweight");
+  expected.apart(drows, dtokens, "drows and dtokens");
+  expected.apart(tokens, dtokens, "tokens and dtokens");
 
   detail::row_sum<S> const sum{drows, table, weight.data(), {}, dtokens, mode == update::add};
   std::int64_t const bytes_each = detail::row_bytes(dtokens) * (2 + table.K);

@@ -154,7 +154,7 @@ class moe_layer {
                        memory scratch, Hooks&& hooks = {},
                        call_site site = call_site::here()) const {
     std::int64_t const T = tokens.rows();
-    check(parameters.router, tokens, out, saved, site);
+    expect_arguments(parameters.router, tokens, out, saved, site);
     saved.filled = false;
 
     matrix_view<V> const logits(saved.logits.data(), T, shape_.E);
@@ -206,7 +206,7 @@ class moe_layer {
                 std::type_identity_t<layer_weights<V>> const& gradients, update how, memory scratch,
                 call_site site = call_site::here()) const {
     std::int64_t const T = tokens.rows(), M = shape_.M;
-    check(parameters.router, tokens, dtokens, saved, site);
+    expect_arguments(parameters.router, tokens, dtokens, saved, site);
     expects(saved.filled && saved.routed.T == T,
             "moe_layer::backward: saved was filled by a forward of the same T", site,
             {{"filled", saved.filled}, {"saved T", saved.routed.T}, {"T", T}});
@@ -249,7 +249,7 @@ class moe_layer {
   }
 
   template <class V>
-  void check(matrix_view<V const> router, matrix_view<V const> tokens, matrix_view<V> out,
+  void expect_arguments(matrix_view<V const> router, matrix_view<V const> tokens, matrix_view<V> out,
              layer_saved<V> const& saved, call_site site) const {
     expects(tokens.rows() <= shape_.T && saved.room == shape_.T &&
                 saved.logits.cols() == shape_.E && saved.routed.K == K(),

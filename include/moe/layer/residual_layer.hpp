@@ -166,7 +166,7 @@ class residual_layer {
             "residual_layer: T is within the bound, out is [T,M]", site,
             {{"T", T}, {"most", shape().T}, {"out.rows", out.rows()}, {"out.cols", out.cols()}});
     expects(!overlap(tokens, out), "residual_layer: the output does not overlap tokens", site);
-    check(parameters, saved, site);
+    expect_arguments(parameters, saved, site);
     matrix_view<V> const moe_out = learned() ? matrix_view<V>(saved.moe_out.data(), T, M) : out;
     layer_losses const losses =
         moe_.forward(exec, parameters.moe, tokens, ids, moe_out, saved.moe, scratch, hooks, site);
@@ -210,7 +210,7 @@ class residual_layer {
              {"T", T},
              {"dout.rows", dout.rows()},
              {"dout.cols", dout.cols()}});
-    check(parameters, saved, site);
+    expect_arguments(parameters, saved, site);
     if (learned()) check_mix(gradients.mix, gradients.mix_bias, site);
     matrix_view<V const> dmoe = dout, dfixed = dout;
     matrix_view<V> dc;
@@ -262,7 +262,7 @@ class residual_layer {
   ffn_shape fixed_shape() const noexcept { return {1, shape().M, fixed_hidden_}; }
 
   template <class V>
-  void check(residual_weights<V const> const& parameters, residual_saved<V> const& saved,
+  void expect_arguments(residual_weights<V const> const& parameters, residual_saved<V> const& saved,
              call_site site) const {
     expects((saved.coefficients.cols() == 2) == learned(),
             "residual_layer: saved was made for this layer", site,

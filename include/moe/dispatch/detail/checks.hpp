@@ -19,14 +19,14 @@ class movement_checks {
  public:
   movement_checks(char const* function, routing_table const& table, call_site site)
       : function_(function), table_(table), site_(site) {
-    require(table.T >= 0 && table.counts != nullptr && (table.T == 0 || table.row_of != nullptr),
+    demand(table.T >= 0 && table.counts != nullptr && (table.T == 0 || table.row_of != nullptr),
             "", "table was filled by build_table", {{"table.T", table.T}});
   }
 
   /// A [T,M] view.
   template <class S>
   void tokens(matrix_view<S> view, char const* name, std::int64_t M) const {
-    require(view.rows() == table_.T && view.cols() == M && view.ld() >= M, name,
+    demand(view.rows() == table_.T && view.cols() == M && view.ld() >= M, name,
             " is [T,M] with ld >= M",
             {{"rows", view.rows()},
              {"cols", view.cols()},
@@ -39,7 +39,7 @@ class movement_checks {
   template <class S>
   void rows(matrix_view<S> view, char const* name, std::int64_t M) const {
     std::int64_t const N = table_.counts->rows;
-    require(view.rows() >= N && view.cols() == M && view.ld() >= M, name,
+    demand(view.rows() >= N && view.cols() == M && view.ld() >= M, name,
             " has N rows or more of M columns, ld >= M",
             {{"rows", view.rows()}, {"cols", view.cols()}, {"ld", view.ld()}, {"N", N}, {"M", M}});
   }
@@ -47,30 +47,30 @@ class movement_checks {
   /// A value for each pair: [T,K].
   template <class V>
   void pairs(vector_view<V> view, char const* name) const {
-    require(view.size() == table_.pairs(), name, " has one value for each pair",
+    demand(view.size() == table_.pairs(), name, " has one value for each pair",
             {{"size", view.size()}, {"pairs", table_.pairs()}});
   }
 
   template <class A, class B>
   void apart(matrix_view<A> a, matrix_view<B> b, char const* names) const {
-    require(!overlap(a, b), names, " do not overlap", {});
+    demand(!overlap(a, b), names, " do not overlap", {});
   }
 
   /// Overlapping views are one view, or there is no overlap.
   template <class A, class B>
   void same_or_apart(matrix_view<A> a, matrix_view<B> b, char const* names) const {
     bool const same = a.data() == b.data() && a.ld() == b.ld();
-    require(same || !overlap(a, b), names, " are one view or do not overlap", {});
+    demand(same || !overlap(a, b), names, " are one view or do not overlap", {});
   }
 
   /// Nobody but the caller knows whether a pair without a row is at a copy expert.
   void all_computed() const {
-    require(table_.counts->uncomputed == 0, "",
+    demand(table_.counts->uncomputed == 0, "",
             "tokens are given if pairs are at experts that are not computed",
             {{"uncomputed", table_.counts->uncomputed}});
   }
 
-  void require(bool condition, char const* name, char const* rule,
+  void demand(bool condition, char const* name, char const* rule,
                std::initializer_list<named_value> values) const {
     if (!condition) [[unlikely]]
       refuse((std::string(function_) + ": " + name + rule).c_str(), site_, values);
