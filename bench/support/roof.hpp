@@ -78,13 +78,13 @@ class copy_roof {
   static constexpr std::int64_t page = 4096;
 
   struct free {
-    void operator()(std::byte* data) const { ::operator delete (data, std::align_val_t{page}); }
+    void operator()(std::byte* data) const { ::operator delete(data, std::align_val_t{page}); }
   };
   using storage = std::unique_ptr<std::byte, free>;
 
   storage allocate() const {
     auto const bytes = static_cast<std::size_t>(half_ + page);
-    return storage(static_cast<std::byte*>(::operator new (bytes, std::align_val_t{page})));
+    return storage(static_cast<std::byte*>(::operator new(bytes, std::align_val_t{page})));
   }
 
   template <class Copy>

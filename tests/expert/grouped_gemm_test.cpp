@@ -224,14 +224,10 @@ TEST_CASE("expert/grouped_gemm: bad input is refused with the values") {
   };
   using G = moe::builtin_gemm;
   refuse(
-      [&] {
-        G::forward<float>(exec, c.A(), {c.b.data(), 1, 4, 6}, {}, c.segments(), C, scratch);
-      },
+      [&] { G::forward<float>(exec, c.A(), {c.b.data(), 1, 4, 6}, {}, c.segments(), C, scratch); },
       "one matrix for each expert of the segments; got matrices = 1, experts = 2");
   refuse(
-      [&] {
-        G::forward<float>(exec, c.A(), {c.b.data(), 2, 6, 4}, {}, c.segments(), C, scratch);
-      },
+      [&] { G::forward<float>(exec, c.A(), {c.b.data(), 2, 6, 4}, {}, c.segments(), C, scratch); },
       "rows and weights agree in width; got weights.rows = 6");
   refuse(
       [&] {
@@ -239,9 +235,7 @@ TEST_CASE("expert/grouped_gemm: bad input is refused with the values") {
       },
       "bias is [P,out]; got bias.rows = 2, bias.cols = 4");
   refuse(
-      [&] {
-        G::forward<float>(exec, c.A(), c.B(), {}, c.segments(), {out.data(), 4, 6}, scratch);
-      },
+      [&] { G::forward<float>(exec, c.A(), c.B(), {}, c.segments(), {out.data(), 4, 6}, scratch); },
       "as many rows in as out; got rows = 5, other rows = 4");
   refuse(
       [&] {

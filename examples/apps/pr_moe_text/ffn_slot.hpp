@@ -12,9 +12,9 @@ namespace pr_moe_text {
 
 /// What one forward of a feed-forward part reports.
 struct ffn_report {
-  double balance = 0;        // load-balancing loss, 0 for a dense part
-  std::int64_t pairs = 0;    // (token, expert) pairs that were asked for
-  std::int64_t dropped = 0;  // of these, over capacity
+  double balance = 0;              // load-balancing loss, 0 for a dense part
+  std::int64_t pairs = 0;          // (token, expert) pairs that were asked for
+  std::int64_t dropped = 0;        // of these, over capacity
   std::vector<std::int64_t> load;  // rows of each expert, kept
 };
 
@@ -26,9 +26,10 @@ class ffn_slot {
   virtual ~ffn_slot() = default;
   virtual std::int64_t parameter_elements() const = 0;
   /// Parameters and gradients of this slot in the model's arrays; fills the first with first values.
-  virtual void bind(moe::cpu const& exec, V* values, V* gradients, std::uint64_t seed, int layer) = 0;
-  virtual ffn_report forward(moe::cpu const& exec, moe::matrix_view<V const> x, moe::batch const& ids,
-                             moe::matrix_view<V> out) = 0;
+  virtual void bind(moe::cpu const& exec, V* values, V* gradients, std::uint64_t seed,
+                    int layer) = 0;
+  virtual ffn_report forward(moe::cpu const& exec, moe::matrix_view<V const> x,
+                             moe::batch const& ids, moe::matrix_view<V> out) = 0;
   /// dx = the gradient of x; those of the parameters are assigned.
   virtual void backward(moe::cpu const& exec, moe::matrix_view<V const> x,
                         moe::matrix_view<V const> dout, double balance_weight,
@@ -101,9 +102,9 @@ class routed_slot final : public ffn_slot<V> {
     moe::initialise(exec, routed.experts, first_values(seed, layer, 0));
     for (std::int64_t m = 0; m < routed.router.rows(); ++m)
       for (std::int64_t e = 0; e < routed.router.cols(); ++e)
-        routed.router(m, e) =
-            V(0.02f * moe::normal({.id = m, .seed = seed, .step = static_cast<std::uint32_t>(layer)},
-                                  moe::stream::user, static_cast<std::uint32_t>(e)));
+        routed.router(m, e) = V(
+            0.02f * moe::normal({.id = m, .seed = seed, .step = static_cast<std::uint32_t>(layer)},
+                                moe::stream::user, static_cast<std::uint32_t>(e)));
     if constexpr (requires { values_.fixed; })
       moe::initialise(exec, values_.fixed, first_values(seed, layer, 1));
     if constexpr (requires { values_.mix; })
@@ -160,13 +161,14 @@ std::unique_ptr<ffn_slot<V>> make_slot(moe::cpu const& exec, std::int64_t most_t
                                            .use_rts = true});
   moe::ffn<moe::gelu_tanh> const ffn;
   if (!residual) {
-    moe::moe_layer const layer(router, ffn, {.T = most_tokens, .M = M, .H = H, .E = experts, .bias = true});
+    moe::moe_layer const layer(router, ffn,
+                               {.T = most_tokens, .M = M, .H = H, .E = experts, .bias = true});
     return std::make_unique<routed_slot<V, std::decay_t<decltype(layer)>>>(exec, layer);
   }
   // A fixed half beside a routed half: as many active parameters as one dense FFN.
-  moe::residual_layer const layer(router, ffn,
-                                  {.T = most_tokens, .M = M, .H = H / 2, .E = experts, .bias = true},
-                                  moe::residual_mix::learned);
+  moe::residual_layer const layer(
+      router, ffn, {.T = most_tokens, .M = M, .H = H / 2, .E = experts, .bias = true},
+      moe::residual_mix::learned);
   return std::make_unique<routed_slot<V, std::decay_t<decltype(layer)>>>(exec, layer);
 }
 

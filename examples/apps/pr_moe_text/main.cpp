@@ -33,7 +33,8 @@ struct options {
 };
 
 char const* const help =
-    "pr_moe_text: trains dense, MoE, pyramid, residual and PR-MoE language models on the bytes of a text\n"
+    "pr_moe_text: trains dense, MoE, pyramid, residual and PR-MoE language models on the bytes of "
+    "a text\n"
     "and compares them at equal steps and equal active feed-forward parameters.\n\n"
     "  --text FILE...   the text (default: the C++ standard headers of the compiler)\n"
     "  --steps N        training steps of each model (default 300)\n"
@@ -47,8 +48,8 @@ long parse(char const* name, char const* text, long least, long most) {
   char* end = nullptr;
   long const value = std::strtol(text, &end, 10);
   if (*text == '\0' || *end != '\0' || value < least || value > most)
-    throw text_error(std::string(name) + " takes a whole number from " + std::to_string(least) + " to " +
-                     std::to_string(most) + ", not \"" + text + "\"");
+    throw text_error(std::string(name) + " takes a whole number from " + std::to_string(least) +
+                     " to " + std::to_string(most) + ", not \"" + text + "\"");
   return value;
 }
 
@@ -64,7 +65,8 @@ options read_options(int argc, char** argv) {
       std::fputs(help, stdout);
       std::exit(0);
     } else if (name == "--text") {
-      while (i + 1 < argc && std::strncmp(argv[i + 1], "--", 2) != 0) o.text.emplace_back(argv[++i]);
+      while (i + 1 < argc && std::strncmp(argv[i + 1], "--", 2) != 0)
+        o.text.emplace_back(argv[++i]);
       if (o.text.empty()) throw text_error("--text takes at least one file");
     } else if (name == "--steps") {
       o.steps = static_cast<int>(parse("--steps", value(), 1, 1000000));
@@ -104,7 +106,8 @@ struct contestant {
 std::vector<contestant> contestants() {
   using schedule = moe::expert_schedule;
   schedule const every = schedule::every_nth(layers, 1, 16);
-  schedule const pyramid = schedule::pyramid({.layers = layers, .every = 1, .base = 8, .top = 16, .last = 2});
+  schedule const pyramid =
+      schedule::pyramid({.layers = layers, .every = 1, .base = 8, .top = 16, .last = 2});
   return {{"dense", schedule::dense(layers)},
           {"MoE top-1", every},
           {"pyramid", pyramid},
@@ -150,7 +153,8 @@ double validate(model<float>& m, corpus const& text, std::uint64_t seed, load_ro
       double total = 0;
       for (std::int64_t r : rows) total += static_cast<double>(r);
       for (std::size_t e = 0; e < rows.size(); ++e)
-        load.layers[row][e] += static_cast<double>(rows[e]) / std::max(1.0, total) / validation_batches;
+        load.layers[row][e] +=
+            static_cast<double>(rows[e]) / std::max(1.0, total) / validation_batches;
       ++row;
     }
   }
@@ -158,12 +162,13 @@ double validate(model<float>& m, corpus const& text, std::uint64_t seed, load_ro
 }
 
 /// Trains one model; prints a line of progress now and then. Returns it, for sampling.
-model<float> train(moe::cpu const& exec, contestant& c, corpus const& text, options const& o, int which,
-                   int of, seconds& spent) {
+model<float> train(moe::cpu const& exec, contestant& c, corpus const& text, options const& o,
+                   int which, int of, seconds& spent) {
   using clock = std::chrono::steady_clock;
-  model<float> m(exec,
-                 {.windows = windows_per_step, .S = S, .M = M, .H = H, .heads = 2, .schedule = c.schedule},
-                 o.seed);
+  model<float> m(
+      exec,
+      {.windows = windows_per_step, .S = S, .M = M, .H = H, .heads = 2, .schedule = c.schedule},
+      o.seed);
   c.total = m.parameters();
   std::mt19937_64 random(o.seed);  // the same batches for every model
   windows batch;
@@ -195,8 +200,8 @@ model<float> train(moe::cpu const& exec, contestant& c, corpus const& text, opti
       double const rate = (step + 1) * static_cast<double>(T) / trained.count();
       double const done = which + (step + 1.0) / o.steps;
       double const left = (spent + trained).count() / done * (of - done);
-      std::printf("%-10s step %5d/%d  loss %.3f  %7.0f tokens/s  about %3.0f s left\n", c.name, step + 1,
-                  o.steps, recent, rate, left);
+      std::printf("%-10s step %5d/%d  loss %.3f  %7.0f tokens/s  about %3.0f s left\n", c.name,
+                  step + 1, o.steps, recent, rate, left);
       std::fflush(stdout);
     }
   }
@@ -246,14 +251,16 @@ int main(int argc, char** argv) try {
   moe::thread_team team(o.threads);
   moe::cpu const exec(team);
   std::printf("text: %zu bytes to train on, %zu to validate; %d steps of %lld tokens, %d threads\n",
-              text.train.size(), text.validation.size(), o.steps, static_cast<long long>(T), o.threads);
+              text.train.size(), text.validation.size(), o.steps, static_cast<long long>(T),
+              o.threads);
 
   auto all = contestants();
   seconds spent{0};
   std::string sampled;
   for (std::size_t i = 0; i < all.size(); ++i) {
     all[i].active_ffn = active_ffn_parameters(all[i].schedule);
-    model<float> m = train(exec, all[i], text, o, static_cast<int>(i), static_cast<int>(all.size()), spent);
+    model<float> m =
+        train(exec, all[i], text, o, static_cast<int>(i), static_cast<int>(all.size()), spent);
     if (i + 1 == all.size()) sampled = sample(m, "template <class ", 300, o.seed);
   }
 
@@ -266,8 +273,10 @@ int main(int argc, char** argv) try {
   }
   plot_curves(o.out + "/loss.svg", "Training loss, nats per byte (running mean)", curves);
   plot_load(o.out + "/load.svg", loads);
-  std::printf("\nPR-MoE continues \"template <class \":\n%s\n\n%s/loss.svg and %s/load.svg show the curves and the load of the experts; %.0f s\n",
-              sampled.c_str(), o.out.c_str(), o.out.c_str(), spent.count());
+  std::printf(
+      "\nPR-MoE continues \"template <class \":\n%s\n\n%s/loss.svg and %s/load.svg show the curves "
+      "and the load of the experts; %.0f s\n",
+      sampled.c_str(), o.out.c_str(), o.out.c_str(), spent.count());
   return 0;
 } catch (std::exception const& e) {
   std::fprintf(stderr, "pr_moe_text: %s\n", e.what());

@@ -16,10 +16,10 @@
 namespace pr_moe_text {
 
 struct model_shape {
-  int windows = 0;          // of one step
-  std::int64_t S = 0;       // tokens of a window
-  std::int64_t M = 0;       // width
-  std::int64_t H = 0;       // hidden width of the dense FFN
+  int windows = 0;     // of one step
+  std::int64_t S = 0;  // tokens of a window
+  std::int64_t M = 0;  // width
+  std::int64_t H = 0;  // hidden width of the dense FFN
   int heads = 1;
   moe::expert_schedule schedule;  // one entry per layer
   double capacity_factor = 1.25;
@@ -38,7 +38,10 @@ class model {
   static constexpr std::int64_t symbols = 256;
 
   model(moe::cpu const& exec, model_shape const& shape, std::uint64_t seed)
-      : exec_(exec), shape_(shape), T_(shape.windows * shape.S), gemm_(moe::builtin_gemm::scratch_bytes<V>(exec, 1)) {
+      : exec_(exec),
+        shape_(shape),
+        T_(shape.windows * shape.S),
+        gemm_(moe::builtin_gemm::scratch_bytes<V>(exec, 1)) {
     std::int64_t const M = shape.M, L = shape.schedule.layers();
     std::int64_t size = 0;
     auto const reserve = [&](std::int64_t count) { return std::exchange(size, size + count); };
@@ -84,14 +87,15 @@ class model {
   moe::matrix_view<V const> logits() const { return {logits_.data(), T_, symbols}; }
 
   /// The mean cross-entropy of `target` given `input`, [windows, S] each.
-  model_report forward(std::vector<std::uint8_t> const& input, std::vector<std::uint8_t> const& target,
-                       moe::batch const& ids) {
+  model_report forward(std::vector<std::uint8_t> const& input,
+                       std::vector<std::uint8_t> const& target, moe::batch const& ids) {
     std::int64_t const M = shape_.M;
     moe::matrix_view<V> const x(stream_.data(), T_, M);
     exec_.split(T_, 64, [&](std::int64_t first, std::int64_t last, int) {
       for (std::int64_t t = first; t < last; ++t)
         for (std::int64_t m = 0; m < M; ++m)
-          x(t, m) = at(embedding_)[input[static_cast<std::size_t>(t)] * M + m] + at(position_)[t % shape_.S * M + m];
+          x(t, m) = at(embedding_)[input[static_cast<std::size_t>(t)] * M + m] +
+                    at(position_)[t % shape_.S * M + m];
     });
     model_report report;
     for (layer& l : layers_) {
@@ -128,13 +132,14 @@ class model {
     multiply_backward(view(normed_, M), matrix(head_, M, symbols), view(logits_, symbols),
                       view(dother_, M), gradient(head_, M, symbols));
     std::fill(dstream_.begin(), dstream_.end(), V(0));
-    rms_norm<V>::backward(exec_, view(last_, M), at(final_gain_), view(dother_, M), view(dstream_, M),
-                          grad(final_gain_), rooms_);
+    rms_norm<V>::backward(exec_, view(last_, M), at(final_gain_), view(dother_, M),
+                          view(dstream_, M), grad(final_gain_), rooms_);
     for (std::size_t i = layers_.size(); i-- > 0;) {
       layer& l = layers_[i];
-      l.slot->backward(exec_, view(l.normed2, M), view(dstream_, M), shape_.balance_weight, view(dother_, M));
-      rms_norm<V>::backward(exec_, view(l.middle, M), at(l.gain2), view(dother_, M), view(dstream_, M),
-                            grad(l.gain2), rooms_);
+      l.slot->backward(exec_, view(l.normed2, M), view(dstream_, M), shape_.balance_weight,
+                       view(dother_, M));
+      rms_norm<V>::backward(exec_, view(l.middle, M), at(l.gain2), view(dother_, M),
+                            view(dstream_, M), grad(l.gain2), rooms_);
       multiply_backward(view(l.mixed, M), matrix(l.mix, M, M), view(dstream_, M), view(dother_, M),
                         gradient(l.mix, M, M));
       heads().backward(exec_, view(l.projected, 3 * M), {l.p.data(), T_ * shape_.heads, shape_.S},
@@ -158,7 +163,8 @@ class model {
     for (V g : gradients_) squares += static_cast<double>(g) * static_cast<double>(g);
     V const clip = V(1 / std::max(1.0, std::sqrt(squares)));
     V const b1 = V(0.9), b2 = V(0.95), decay = V(1 - rate * 0.01);
-    V const correct1 = V(1 / (1 - std::pow(0.9, number))), correct2 = V(1 / (1 - std::pow(0.95, number)));
+    V const correct1 = V(1 / (1 - std::pow(0.9, number))),
+            correct2 = V(1 / (1 - std::pow(0.95, number)));
     exec_.split(parameters(), 4096, [&](std::int64_t first, std::int64_t last, int) {
       for (auto i = static_cast<std::size_t>(first); i < static_cast<std::size_t>(last); ++i) {
         V const g = gradients_[i] * clip;
@@ -177,8 +183,12 @@ class model {
     std::vector<V> x, normed1, projected, p, mixed, middle, normed2;
   };
 
-  std::vector<V> make(std::int64_t width) const { return std::vector<V>(static_cast<std::size_t>(T_ * width)); }
-  moe::matrix_view<V> view(std::vector<V>& data, std::int64_t width) const { return {data.data(), T_, width}; }
+  std::vector<V> make(std::int64_t width) const {
+    return std::vector<V>(static_cast<std::size_t>(T_ * width));
+  }
+  moe::matrix_view<V> view(std::vector<V>& data, std::int64_t width) const {
+    return {data.data(), T_, width};
+  }
   V* at(std::int64_t offset) { return values_.data() + offset; }
   V* grad(std::int64_t offset) { return gradients_.data() + offset; }
   moe::stacked_view<V const> matrix(std::int64_t offset, std::int64_t in, std::int64_t out) {
@@ -194,15 +204,21 @@ class model {
     moe::builtin_gemm::forward<V>(exec_, a, b, {}, {1, &begin, &used}, c, gemm_);
   }
   void multiply_backward(moe::matrix_view<V const> a, moe::stacked_view<V const> b,
-                         moe::matrix_view<V const> dc, moe::matrix_view<V> da, moe::stacked_view<V> db) {
+                         moe::matrix_view<V const> dc, moe::matrix_view<V> da,
+                         moe::stacked_view<V> db) {
     std::int32_t const begin = 0, used = static_cast<std::int32_t>(T_);
-    moe::builtin_gemm::weight_gradient<V>(exec_, a, dc, {1, &begin, &used}, moe::update::assign, db, gemm_);
-    moe::builtin_gemm::input_gradient<V>(exec_, dc, b, {1, &begin, &used}, moe::update::assign, da, gemm_);
+    moe::builtin_gemm::weight_gradient<V>(exec_, a, dc, {1, &begin, &used}, moe::update::assign, db,
+                                          gemm_);
+    moe::builtin_gemm::input_gradient<V>(exec_, dc, b, {1, &begin, &used}, moe::update::assign, da,
+                                         gemm_);
   }
   void add(std::vector<V>& to, std::vector<V> const& from) {
-    exec_.split(static_cast<std::int64_t>(to.size()), 4096, [&](std::int64_t first, std::int64_t last, int) {
-      for (auto i = static_cast<std::size_t>(first); i < static_cast<std::size_t>(last); ++i) to[i] += from[i];
-    });
+    exec_.split(static_cast<std::int64_t>(to.size()), 4096,
+                [&](std::int64_t first, std::int64_t last, int) {
+                  for (auto i = static_cast<std::size_t>(first); i < static_cast<std::size_t>(last);
+                       ++i)
+                    to[i] += from[i];
+                });
   }
 
   /// Turns the logits into probabilities.
@@ -229,7 +245,8 @@ class model {
   void start(std::uint64_t seed) {
     auto const normal = [&](std::int64_t offset, std::int64_t count, double std) {
       for (std::int64_t i = 0; i < count; ++i)
-        at(offset)[i] = V(std * static_cast<double>(moe::normal({.id = offset + i, .seed = seed}, moe::stream::user, 0)));
+        at(offset)[i] = V(std * static_cast<double>(moe::normal({.id = offset + i, .seed = seed},
+                                                                moe::stream::user, 0)));
     };
     std::int64_t const M = shape_.M;
     auto const scale = 1 / std::sqrt(static_cast<double>(M));
@@ -243,7 +260,8 @@ class model {
       std::fill_n(at(layers_[l].gain2), M, V(1));
       normal(layers_[l].qkv, 3 * M * M, scale);
       normal(layers_[l].mix, M * M, scale / std::sqrt(2 * L));
-      layers_[l].slot->bind(exec_, at(layers_[l].ffn), grad(layers_[l].ffn), seed, static_cast<int>(l));
+      layers_[l].slot->bind(exec_, at(layers_[l].ffn), grad(layers_[l].ffn), seed,
+                            static_cast<int>(l));
     }
   }
 

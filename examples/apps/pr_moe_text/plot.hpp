@@ -25,7 +25,8 @@ struct load_rows {
 };
 
 inline char const* colour(std::size_t i) {
-  static char const* const colours[] = {"#444444", "#1f77b4", "#2ca02c", "#ff7f0e", "#d62728", "#9467bd"};
+  static char const* const colours[] = {"#444444", "#1f77b4", "#2ca02c",
+                                        "#ff7f0e", "#d62728", "#9467bd"};
   return colours[i % 6];
 }
 
@@ -77,7 +78,8 @@ inline void plot_curves(std::string const& path, std::string const& title,
   }
   svg += svg_text((left + width - right) / 2, height - 12, "training step", "text-anchor='middle'");
   for (std::size_t i = 0; i < curves.size(); ++i) {
-    svg += "<polyline fill='none' stroke-width='1.6' stroke='" + std::string(colour(i)) + "' points='";
+    svg +=
+        "<polyline fill='none' stroke-width='1.6' stroke='" + std::string(colour(i)) + "' points='";
     for (auto const& [x, y] : curves[i].points) svg += number(px(x)) + "," + number(py(y)) + " ";
     svg += "'/>\n";
     double const y = top + 14 + 20 * static_cast<double>(i);
@@ -97,25 +99,28 @@ inline void plot_load(std::string const& path, std::vector<load_rows> const& mod
     for (std::size_t l = 0; l < model.layers.size(); ++l) {
       auto const& share = model.layers[l];
       double const cell = (width - left - right) / static_cast<double>(share.size());
-      body += svg_text(left - 8, y + 13, "layer " + std::to_string(model.layer_ids[l]), "text-anchor='end'");
+      body += svg_text(left - 8, y + 13, "layer " + std::to_string(model.layer_ids[l]),
+                       "text-anchor='end'");
       for (std::size_t e = 0; e < share.size(); ++e) {
         // 1 is the fair share; twice that or more is the darkest.
         double const relative = std::min(2.0, share[e] * static_cast<double>(share.size()));
         int const light = static_cast<int>(245 - relative * 100);
         body += "<rect x='" + number(left + cell * static_cast<double>(e)) + "' y='" + number(y) +
                 "' width='" + number(cell - 0.5, "%.2f") + "' height='" + number(cell_height - 2) +
-                "' fill='rgb(" + std::to_string(light) + "," + std::to_string(light) + ",245)'><title>expert " +
-                std::to_string(e) + ": " + number(100 * share[e]) + " %</title></rect>\n";
+                "' fill='rgb(" + std::to_string(light) + "," + std::to_string(light) +
+                ",245)'><title>expert " + std::to_string(e) + ": " + number(100 * share[e]) +
+                " %</title></rect>\n";
       }
       y += cell_height;
     }
     y += 10;
   }
-  std::string const head = "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 " + number(width) + " " +
-                           number(y + 10) + "' font-family='sans-serif' font-size='12'>\n" +
-                           "<rect width='100%' height='100%' fill='white'/>\n" +
-                           svg_text(12, 24, "Share of tokens per expert (pale: none, dark: twice the fair share)",
-                                    "font-size='15'");
+  std::string const head =
+      "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 " + number(width) + " " +
+      number(y + 10) + "' font-family='sans-serif' font-size='12'>\n" +
+      "<rect width='100%' height='100%' fill='white'/>\n" +
+      svg_text(12, 24, "Share of tokens per expert (pale: none, dark: twice the fair share)",
+               "font-size='15'");
   write_text(path, head + body + "</svg>\n");
 }
 

@@ -20,8 +20,7 @@ struct text_error : std::runtime_error {
 
 inline std::string read_file(std::filesystem::path const& path) {
   std::error_code code;
-  if (!std::filesystem::exists(path, code))
-    throw text_error("no such file: " + path.string());
+  if (!std::filesystem::exists(path, code)) throw text_error("no such file: " + path.string());
   if (!std::filesystem::is_regular_file(path, code))
     throw text_error("not a file: " + path.string());
   std::ifstream in(path, std::ios::binary);
@@ -75,7 +74,8 @@ struct windows {
   void draw(std::vector<std::uint8_t> const& text, int count, int length, Random& random) {
     input.clear();
     target.clear();
-    std::uniform_int_distribution<std::size_t> place(0, text.size() - static_cast<std::size_t>(length) - 1);
+    std::uniform_int_distribution<std::size_t> place(
+        0, text.size() - static_cast<std::size_t>(length) - 1);
     for (int b = 0; b < count; ++b) {
       auto const first = text.begin() + static_cast<std::ptrdiff_t>(place(random));
       input.insert(input.end(), first, first + length);

@@ -35,8 +35,8 @@ struct ffn_weights {
   constexpr ffn_shape shape() const noexcept { return {up.count(), up.rows(), up.cols()}; }
 
   template <class U>
-  requires std::is_same_v<U, V const> &&(!std::is_const_v<V>)constexpr operator ffn_weights<U>()
-      const noexcept {
+    requires std::is_same_v<U, V const> && (!std::is_const_v<V>)
+  constexpr operator ffn_weights<U>() const noexcept {
     return {up, gate, down, up_bias, gate_bias, down_bias};
   }
 

@@ -30,8 +30,8 @@ struct constant_experts {
   std::int64_t count() const noexcept { return value.rows(); }
 
   template <class U>
-  requires std::is_same_v<U, V const> &&(!std::is_const_v<V>)constexpr
-  operator constant_experts<U>() const noexcept {
+    requires std::is_same_v<U, V const> && (!std::is_const_v<V>)
+  constexpr operator constant_experts<U>() const noexcept {
     return {first, select, value};
   }
 };

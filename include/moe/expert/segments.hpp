@@ -92,8 +92,8 @@ class stacked_view {
 
   /// A view of mutable elements is a view of constant ones.
   template <class U>
-  requires std::is_same_v<U const, T> &&
-      (!std::is_const_v<U>)constexpr stacked_view(stacked_view<U> const& other) noexcept
+    requires std::is_same_v<U const, T> && (!std::is_const_v<U>)
+  constexpr stacked_view(stacked_view<U> const& other) noexcept
       : stacked_view(other.data(), other.count(), other.rows(), other.cols(), other.ld(),
                      other.stride()) {}
 

@@ -249,8 +249,8 @@ class moe_layer {
   }
 
   template <class V>
-  void expect_arguments(matrix_view<V const> router, matrix_view<V const> tokens, matrix_view<V> out,
-             layer_saved<V> const& saved, call_site site) const {
+  void expect_arguments(matrix_view<V const> router, matrix_view<V const> tokens,
+                        matrix_view<V> out, layer_saved<V> const& saved, call_site site) const {
     expects(tokens.rows() <= shape_.T && saved.room == shape_.T &&
                 saved.logits.cols() == shape_.E && saved.routed.K == K(),
             "moe_layer: T is within the bound of the layer, and saved was made for this layer",

@@ -263,7 +263,7 @@ class residual_layer {
 
   template <class V>
   void expect_arguments(residual_weights<V const> const& parameters, residual_saved<V> const& saved,
-             call_site site) const {
+                        call_site site) const {
     expects((saved.coefficients.cols() == 2) == learned(),
             "residual_layer: saved was made for this layer", site,
             {{"learned", learned()}, {"saved has a mix", saved.coefficients.cols() == 2}});

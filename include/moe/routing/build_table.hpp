@@ -10,11 +10,11 @@
 #include <moe/core/execution.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/random.hpp>
+#include <moe/routing/detail/table_passes.hpp>
 #include <moe/routing/expert_map.hpp>
 #include <moe/routing/overflow.hpp>
 #include <moe/routing/routing.hpp>
 #include <moe/routing/routing_table.hpp>
-#include <moe/routing/detail/table_passes.hpp>
 #include <moe/routing/table_rules.hpp>
 
 namespace moe::inline MOE_ABI {

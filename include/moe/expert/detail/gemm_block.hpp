@@ -27,7 +27,7 @@ inline constexpr std::int64_t chunk_rows = 480;
 
 /// Elements of V that one thread needs: packed B, then packed A.
 template <class V>
-inline constexpr std::int64_t room_elements = depth*(panel_cols<V> + a_stride);
+inline constexpr std::int64_t room_elements = depth * (panel_cols<V> + a_stride);
 
 /// Cuts m rows into blocks of almost equal height, at most `most` each: 7 rows are 4 + 3, not 6 + 1.
 struct even_blocks {

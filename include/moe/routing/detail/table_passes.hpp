@@ -11,9 +11,9 @@
 #include <moe/core/execution.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/types.hpp>
+#include <moe/routing/detail/pair_walk.hpp>
 #include <moe/routing/expert_map.hpp>
 #include <moe/routing/overflow.hpp>
-#include <moe/routing/detail/pair_walk.hpp>
 #include <moe/routing/routing.hpp>
 #include <moe/routing/routing_table.hpp>
 #include <moe/routing/table_rules.hpp>
