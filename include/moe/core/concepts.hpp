@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include <moe/core/config.hpp>
+#include <moe/core/error.hpp>
 #include <moe/core/types.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -214,22 +215,21 @@ concept overflow_rule = requires(O const& o, Pair const& pair) {
 template <class A>
 concept activation = std::copyable<A> && requires {
   { A::gated } -> std::convertible_to<bool>;
-} &&((A::gated &&
-      requires(A const& a, float x, double y) {
-        { a(x, x) } -> std::same_as<float>;
-        { a(y, y) } -> std::same_as<double>;
-        { a.derivative(x, x).gate } -> std::convertible_to<float>;
-        { a.derivative(x, x).up } -> std::convertible_to<float>;
-      }) ||
-     (!A::gated && requires(A const& a, float x, double y) {
-       { a(x) } -> std::same_as<float>;
-       { a(y) } -> std::same_as<double>;
-       { a.derivative(x) } -> std::same_as<float>;
-     }));
+} && ((A::gated && requires(A const& a, float x, double y) {
+                       { a(x, x) } -> std::same_as<float>;
+                       { a(y, y) } -> std::same_as<double>;
+                       { a.derivative(x, x).gate } -> std::convertible_to<float>;
+                       { a.derivative(x, x).up } -> std::convertible_to<float>;
+                     }) || (!A::gated && requires(A const& a, float x, double y) {
+                       { a(x) } -> std::same_as<float>;
+                       { a(y) } -> std::same_as<double>;
+                       { a.derivative(x) } -> std::same_as<float>;
+                     }));
 
 /// The grouped products that experts are made of; see `builtin_gemm` for what each computes.
 ///
 /// Syntax.    Static functions, below; `a`, `c` rows [N,in], [N,out], `b` weights [P,in,out].
+///            The last argument is the caller's `call_site`, for the text of errors.
 /// Semantics. c[r] = a[r] b[p] + bias[p]; da[r] (+)= dc[r] b[p]^T; db[p] (+)= the sum of a[r]^T dc[r].
 ///            Rows outside the segments are neither read nor written. An expert without rows has
 ///            gradient 0. The same bits for any number of threads.
@@ -238,11 +238,11 @@ concept activation = std::copyable<A> && requires {
 template <class G, class V>
 concept gemm_provider = requires(cpu const& exec, matrix_view<V const> a, stacked_view<V const> b,
                                  matrix_view<V> c, stacked_view<V> db, row_segments const& segments,
-                                 update how, memory scratch, int P) {
+                                 update how, memory scratch, int P, call_site site) {
   { G::template scratch_bytes<V>(exec, P) } -> std::convertible_to<std::size_t>;
-  G::template forward<V>(exec, a, b, a, segments, c, scratch);
-  G::template input_gradient<V>(exec, a, b, segments, how, c, scratch);
-  G::template weight_gradient<V>(exec, a, a, segments, how, db, scratch);
+  G::template forward<V>(exec, a, b, a, segments, c, scratch, site);
+  G::template input_gradient<V>(exec, a, b, segments, how, c, scratch, site);
+  G::template weight_gradient<V>(exec, a, a, segments, how, db, scratch, site);
 };
 
 /// All experts of a layer: the seam behind which weights may be packed and stages fused.
@@ -257,18 +257,21 @@ concept gemm_provider = requires(cpu const& exec, matrix_view<V const> a, stacke
 /// Cost.      Allocates nothing.
 /// Models.    `ffn<Activation, Gemm>`.
 template <class X, class V>
-concept experts = std::copyable<X> &&
+concept experts =
+    std::copyable<X> &&
     requires(X const& x, cpu const& exec, typename X::template parameters<V const> values,
              typename X::template parameters<V> gradients, matrix_view<V const> tokens,
              routing_table const& table, vector_view<V const> weight, matrix_view<V> out,
              vector_view<V> dweight, memory bytes, update how, std::int64_t n) {
-  x.forward(exec, x.prepare(values), tokens, table, weight, out, bytes, bytes);
-  x.infer(exec, x.prepare(values), tokens, table, weight, out, bytes);
-  x.backward(exec, x.prepare(values), tokens, tokens, table, weight, bytes, out, dweight, gradients,
-             how, bytes);
-  { x.template saved_bytes<V>(values.shape(), n) } -> std::same_as<std::size_t>;
-  { x.template forward_scratch_bytes<V>(exec, values.shape(), n) } -> std::same_as<std::size_t>;
-  { x.template backward_scratch_bytes<V>(exec, values.shape(), n) } -> std::same_as<std::size_t>;
-};
+      x.forward(exec, x.prepare(values), tokens, table, weight, out, bytes, bytes);
+      x.infer(exec, x.prepare(values), tokens, table, weight, out, bytes);
+      x.backward(exec, x.prepare(values), tokens, tokens, table, weight, bytes, out, dweight,
+                 gradients, how, bytes);
+      { x.template saved_bytes<V>(values.shape(), n) } -> std::same_as<std::size_t>;
+      { x.template forward_scratch_bytes<V>(exec, values.shape(), n) } -> std::same_as<std::size_t>;
+      {
+        x.template backward_scratch_bytes<V>(exec, values.shape(), n)
+      } -> std::same_as<std::size_t>;
+    };
 
 }  // namespace moe::inline MOE_ABI
