@@ -10,6 +10,7 @@
 #include <moe/core/cpu.hpp>
 #include <moe/core/scalar.hpp>
 #include <moe/core/view.hpp>
+#include <moe/expert/ffn.hpp>
 #include <moe/gate/gate.hpp>
 
 #include "support/laws.hpp"
@@ -472,7 +473,299 @@ static_assert(!moe::overflow_rule<overflow_that_changes, some_pair>);
 static_assert(!moe::overflow_rule<overflow_that_takes_mutable, some_pair>);
 static_assert(!moe::overflow_rule<overflow_without_answer, some_pair>);
 
+// activation ---------------------------------------------------------------------------------------
+
+struct square {
+  static constexpr bool gated = false;
+  template <class V>
+  V operator()(V x) const {
+    return x * x;
+  }
+  template <class V>
+  V derivative(V x) const {
+    return 2 * x;
+  }
+};
+struct product {
+  struct partial {  // not the library's; anything with these two members is right
+    double gate, up;
+  };
+  static constexpr bool gated = true;
+  float operator()(float gate, float up) const { return gate * up; }
+  double operator()(double gate, double up) const { return gate * up; }
+  partial derivative(double gate, double up) const { return {up, gate}; }
+};
+struct activation_without_gated {
+  template <class V>
+  V operator()(V) const;
+  template <class V>
+  V derivative(V) const;
+};
+struct activation_without_call : square {
+  void operator()() const;
+};
+struct activation_without_derivative : square {
+  void derivative() const;
+};
+struct activation_of_double_alone : square {
+  double operator()(double) const;
+};
+struct activation_of_float_alone : square {
+  float operator()(float) const;
+};
+struct activation_that_changes : square {
+  template <class V>
+  V operator()(V);
+};
+struct activation_not_copyable : square {
+  activation_not_copyable(activation_not_copyable const&) = delete;
+};
+struct gated_of_one_argument : square {
+  static constexpr bool gated = true;
+};
+struct plain_of_two_arguments : product {
+  static constexpr bool gated = false;
+};
+struct gated_without_gate : product {
+  struct partial {
+    double up;
+  };
+  partial derivative(double, double) const;
+};
+struct gated_without_up : product {
+  struct partial {
+    double gate;
+  };
+  partial derivative(double, double) const;
+};
+static_assert(moe::activation<square> && moe::activation<product>);
+static_assert(!moe::activation<activation_without_gated>);
+static_assert(!moe::activation<activation_without_call>);
+static_assert(!moe::activation<activation_without_derivative>);
+static_assert(!moe::activation<activation_of_double_alone>);
+static_assert(!moe::activation<activation_of_float_alone>);
+static_assert(!moe::activation<activation_that_changes>);
+static_assert(!moe::activation<activation_not_copyable>);
+static_assert(!moe::activation<gated_of_one_argument>);
+static_assert(!moe::activation<plain_of_two_arguments>);
+static_assert(!moe::activation<gated_without_gate>);
+static_assert(!moe::activation<gated_without_up>);
+
+// gemm_provider ------------------------------------------------------------------------------------
+
+struct loops {  // the definition of the three products
+  template <class V>
+  static unsigned scratch_bytes(moe::cpu const&, int) {
+    return 0;
+  }
+  template <class V>
+  static void forward(moe::cpu const&, moe::matrix_view<V const> a, moe::stacked_view<V const> b,
+                      moe::matrix_view<V const> bias, moe::row_segments const& segments,
+                      moe::matrix_view<V> c, moe::memory, moe::call_site) {
+    each_row(segments, [&](int p, std::int64_t r) {
+      for (std::int64_t j = 0; j < b.cols(); ++j) {
+        c(r, j) = bias.absent() ? 0 : bias(p, j);
+        for (std::int64_t i = 0; i < b.rows(); ++i) c(r, j) += a(r, i) * b[p](i, j);
+      }
+    });
+  }
+  template <class V>
+  static void input_gradient(moe::cpu const&, moe::matrix_view<V const> dc,
+                             moe::stacked_view<V const> b, moe::row_segments const& segments,
+                             moe::update how, moe::matrix_view<V> da, moe::memory, moe::call_site) {
+    each_row(segments, [&](int p, std::int64_t r) {
+      for (std::int64_t i = 0; i < b.rows(); ++i) {
+        if (how == moe::update::assign) da(r, i) = 0;
+        for (std::int64_t j = 0; j < b.cols(); ++j) da(r, i) += dc(r, j) * b[p](i, j);
+      }
+    });
+  }
+  template <class V>
+  static void weight_gradient(moe::cpu const&, moe::matrix_view<V const> a,
+                              moe::matrix_view<V const> dc, moe::row_segments const& segments,
+                              moe::update how, moe::stacked_view<V> db, moe::memory,
+                              moe::call_site) {
+    for (int p = 0; p < segments.experts; ++p)
+      for (std::int64_t i = 0; i < db.rows(); ++i)
+        for (std::int64_t j = 0; j < db.cols(); ++j)
+          if (how == moe::update::assign) db[p](i, j) = 0;
+    each_row(segments, [&](int p, std::int64_t r) {
+      for (std::int64_t i = 0; i < db.rows(); ++i)
+        for (std::int64_t j = 0; j < db.cols(); ++j) db[p](i, j) += a(r, i) * dc(r, j);
+    });
+  }
+
+ private:
+  template <class F>
+  static void each_row(moe::row_segments const& segments, F const& f) {
+    for (int p = 0; p < segments.experts; ++p) {
+      moe::row_cursor rows(segments, p, 0);
+      for (std::int64_t n = segments.rows(p); n > 0; --n) f(p, rows.next());
+    }
+  }
+};
+struct gemm_without_scratch_bytes : loops {
+  void scratch_bytes();
+};
+struct gemm_of_strange_scratch : loops {
+  template <class V>
+  static void* scratch_bytes(moe::cpu const&, int);
+};
+struct gemm_without_forward : loops {
+  void forward();
+};
+struct gemm_without_input_gradient : loops {
+  void input_gradient();
+};
+struct gemm_without_weight_gradient : loops {
+  void weight_gradient();
+};
+struct gemm_with_state : loops {
+  template <class V, class... Args>
+  void forward(Args const&...);  // not static
+};
+struct gemm_without_site : loops {
+  template <class V>
+  static void forward(moe::cpu const&, moe::matrix_view<V const>, moe::stacked_view<V const>,
+                      moe::matrix_view<V const>, moe::row_segments const&, moe::matrix_view<V>,
+                      moe::memory);
+};
+static_assert(moe::gemm_provider<loops, float> && moe::gemm_provider<loops, double>);
+static_assert(!moe::gemm_provider<gemm_without_scratch_bytes, float>);
+static_assert(!moe::gemm_provider<gemm_of_strange_scratch, float>);
+static_assert(!moe::gemm_provider<gemm_without_forward, float>);
+static_assert(!moe::gemm_provider<gemm_without_input_gradient, float>);
+static_assert(!moe::gemm_provider<gemm_without_weight_gradient, float>);
+static_assert(!moe::gemm_provider<gemm_with_state, float>);
+static_assert(!moe::gemm_provider<gemm_without_site, float>);
+
+// experts ------------------------------------------------------------------------------------------
+
+struct no_experts {  // out = 0, without parameters
+  template <class V>
+  struct parameters {
+    struct extents {};
+    extents shape() const { return {}; }
+    operator parameters<V const>() const { return {}; }
+  };
+  struct handle {};
+  template <class P>
+  handle prepare(P const&) const {
+    return {};
+  }
+  template <class V>
+  void forward(moe::cpu const&, handle, moe::matrix_view<V const>, moe::routing_table const&,
+               moe::vector_view<V const>, moe::matrix_view<V>, moe::memory, moe::memory) const;
+  template <class V>
+  void infer(moe::cpu const&, handle, moe::matrix_view<V const>, moe::routing_table const&,
+             moe::vector_view<V const>, moe::matrix_view<V>, moe::memory) const;
+  template <class V, class P>
+  void backward(moe::cpu const&, handle, moe::matrix_view<V const>, moe::matrix_view<V const>,
+                moe::routing_table const&, moe::vector_view<V const>, moe::memory,
+                moe::matrix_view<V>, moe::vector_view<V>, P const&, moe::update, moe::memory) const;
+  template <class V, class Shape>
+  std::size_t saved_bytes(Shape, std::int64_t) const;
+  template <class V, class Shape>
+  std::size_t forward_scratch_bytes(moe::cpu const&, Shape, std::int64_t) const;
+  template <class V, class Shape>
+  std::size_t backward_scratch_bytes(moe::cpu const&, Shape, std::int64_t) const;
+};
+struct experts_without_shape : no_experts {
+  template <class V>
+  struct parameters {};
+};
+struct experts_without_prepare : no_experts {
+  void prepare() const;
+};
+struct experts_without_forward : no_experts {
+  void forward() const;
+};
+struct experts_without_infer : no_experts {
+  void infer() const;
+};
+struct experts_without_backward : no_experts {
+  void backward() const;
+};
+struct experts_without_saved_bytes : no_experts {
+  void saved_bytes() const;
+};
+struct experts_without_forward_scratch : no_experts {
+  void forward_scratch_bytes() const;
+};
+struct experts_without_backward_scratch : no_experts {
+  void backward_scratch_bytes() const;
+};
+struct experts_of_other_bytes : no_experts {
+  template <class V, class Shape>
+  int saved_bytes(Shape, std::int64_t) const;
+};
+struct experts_that_change : no_experts {
+  template <class P>
+  handle prepare(P const&);
+};
+struct experts_not_copyable : no_experts {
+  experts_not_copyable(experts_not_copyable const&) = delete;
+};
+static_assert(moe::experts<no_experts, float> && moe::experts<no_experts, double>);
+static_assert(moe::experts<moe::ffn<square, loops>, float> &&
+              moe::experts<moe::ffn<product, loops>, double>);
+static_assert(!moe::experts<experts_without_shape, float>);
+static_assert(!moe::experts<experts_without_prepare, float>);
+static_assert(!moe::experts<experts_without_forward, float>);
+static_assert(!moe::experts<experts_without_infer, float>);
+static_assert(!moe::experts<experts_without_backward, float>);
+static_assert(!moe::experts<experts_without_saved_bytes, float>);
+static_assert(!moe::experts<experts_without_forward_scratch, float>);
+static_assert(!moe::experts<experts_without_backward_scratch, float>);
+static_assert(!moe::experts<experts_of_other_bytes, float>);
+static_assert(!moe::experts<experts_that_change, float>);
+static_assert(!moe::experts<experts_not_copyable, float>);
+
+/// Forward and backward of 7 rows of 3 experts, the second one idle: all results, one after another.
+template <class Activation, class Gemm>
+std::vector<double> run_experts() {
+  moe::ffn<Activation, Gemm> const experts;
+  moe::ffn_shape const shape{3, 4, 5};
+  std::int32_t const begin[] = {0, 3, 3}, used[] = {3, 0, 4};
+  moe::row_segments const segments(3, begin, used);
+  auto const elements =
+      static_cast<std::size_t>(moe::ffn_elements<double>(shape, Activation::gated, true));
+  std::vector<double> values(elements), gradients(elements), x(28), dout(28), y(28), dx(28);
+  double next = 0.1;
+  for (auto* part : {&values, &x, &dout})
+    for (double& v : *part) v = (next = next < 1 ? next + 0.37 : next - 1.73);
+  auto const handle =
+      experts.prepare(moe::carve_ffn(values.data(), shape, Activation::gated, true));
+  moe::cpu const exec;
+  moe::buffer const saved(experts.template saved_bytes<double>(shape, 7));
+  moe::buffer const scratch(experts.template forward_scratch_bytes<double>(exec, shape, 7) +
+                            experts.template backward_scratch_bytes<double>(exec, shape, 7));
+  experts.template forward_rows<double>(exec, handle, {x.data(), 7, 4}, segments, {y.data(), 7, 4},
+                                        saved, scratch);
+  experts.template backward_rows<double>(
+      exec, handle, {dout.data(), 7, 4}, {}, {x.data(), 7, 4}, segments, saved, {dx.data(), 7, 4},
+      {}, moe::carve_ffn(gradients.data(), shape, Activation::gated, true), moe::update::assign,
+      scratch);
+  y.insert(y.end(), dx.begin(), dx.end());
+  y.insert(y.end(), gradients.begin(), gradients.end());
+  return y;
+}
+
 }  // namespace
+
+TEST_CASE("core/concepts: the archetypes of activations and products run experts") {
+  auto const compare = [](std::vector<double> const& a, std::vector<double> const& b) {
+    REQUIRE(a.size() == b.size());
+    int nonzero = 0;
+    for (std::size_t i = 0; i < a.size(); ++i) {
+      CHECK(a[i] == doctest::Approx(b[i]).epsilon(1e-12));
+      nonzero += a[i] != 0;
+    }
+    CHECK(nonzero > 56);
+  };
+  compare(run_experts<square, loops>(), run_experts<square, moe::builtin_gemm>());
+  compare(run_experts<product, loops>(), run_experts<product, moe::builtin_gemm>());
+}
 
 TEST_CASE("core/concepts: the archetype of a storage makes views") {
   storage s;

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include <moe/core/config.hpp>
+#include <moe/core/error.hpp>
 #include <moe/core/types.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -228,20 +229,21 @@ concept activation = std::copyable<A> && requires {
 /// The grouped products that experts are made of; see `builtin_gemm` for what each computes.
 ///
 /// Syntax.    Static functions, below; `a`, `c` rows [N,in], [N,out], `b` weights [P,in,out].
+///            The last argument is the caller's `call_site`, for the text of errors.
 /// Semantics. c[r] = a[r] b[p] + bias[p]; da[r] (+)= dc[r] b[p]^T; db[p] (+)= the sum of a[r]^T dc[r].
 ///            Rows outside the segments are neither read nor written. An expert without rows has
 ///            gradient 0. The same bits for any number of threads.
 /// Cost.      2 N in out operations each; allocates nothing: scratch_bytes(exec, P) from the caller.
 /// Models.    `builtin_gemm`, `cblas_gemm`.
 template <class G, class V>
-concept gemm_provider =
-    requires(cpu const& exec, matrix_view<V const> a, stacked_view<V const> b, matrix_view<V> c,
-             stacked_view<V> db, row_segments const& segments, update how, memory scratch, int P) {
-      { G::template scratch_bytes<V>(exec, P) } -> std::convertible_to<std::size_t>;
-      G::template forward<V>(exec, a, b, a, segments, c, scratch);
-      G::template input_gradient<V>(exec, a, b, segments, how, c, scratch);
-      G::template weight_gradient<V>(exec, a, a, segments, how, db, scratch);
-    };
+concept gemm_provider = requires(cpu const& exec, matrix_view<V const> a, stacked_view<V const> b,
+                                 matrix_view<V> c, stacked_view<V> db, row_segments const& segments,
+                                 update how, memory scratch, int P, call_site site) {
+  { G::template scratch_bytes<V>(exec, P) } -> std::convertible_to<std::size_t>;
+  G::template forward<V>(exec, a, b, a, segments, c, scratch, site);
+  G::template input_gradient<V>(exec, a, b, segments, how, c, scratch, site);
+  G::template weight_gradient<V>(exec, a, a, segments, how, db, scratch, site);
+};
 
 /// All experts of a layer: the seam behind which weights may be packed and stages fused.
 ///

@@ -85,7 +85,6 @@ class residual_layer {
         fixed_hidden_(fixed_hidden == 0 ? shape.H : fixed_hidden) {
     expects(fixed_hidden >= 0, "residual_layer: fixed_hidden >= 0", site,
             {{"fixed_hidden", fixed_hidden}});
-    fixed_.weights_before = false;
   }
 
   moe_layer<Preset, Experts> const& moe() const noexcept { return moe_; }

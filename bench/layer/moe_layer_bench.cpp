@@ -1,0 +1,183 @@
+// Whole layers, forward and backward: built-in products and, if MOE_BENCH_CBLAS is defined and a BLAS
+// linked, one single-threaded BLAS call for each expert (run with OPENBLAS_NUM_THREADS=1).
+// SPDX-License-Identifier: MIT
+//
+// dense: the obvious way, every expert applied to every token and most results thrown away; in the
+// same products, so that what differs is routing alone. outside_products_%: the share of time that is
+// not in the products of the experts; that of the router counts as outside.
+#include <algorithm>
+#include <benchmark/benchmark.h>
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <moe/core/thread_team.hpp>
+#include <moe/gate/presets.hpp>
+#include <moe/layer/moe_layer.hpp>
+
+#include "expert/layer_case.hpp"
+#if defined(MOE_BENCH_CBLAS)
+#include <moe/expert/cblas_gemm.hpp>
+#endif
+
+namespace {
+
+/// A provider that adds up the time of its products: the rest is outside of them.
+template <class Gemm>
+struct timed {
+  static inline double spent = 0;
+  template <class V>
+  static std::size_t scratch_bytes(moe::cpu const& exec, int P) {
+    return Gemm::template scratch_bytes<V>(exec, P);
+  }
+  template <class V, class... Args>
+  static void forward(Args const&... args) {
+    spent += moe_bench::seconds([&] { Gemm::template forward<V>(args...); });
+  }
+  template <class V, class... Args>
+  static void input_gradient(Args const&... args) {
+    spent += moe_bench::seconds([&] { Gemm::template input_gradient<V>(args...); });
+  }
+  template <class V, class... Args>
+  static void weight_gradient(Args const&... args) {
+    spent += moe_bench::seconds([&] { Gemm::template weight_gradient<V>(args...); });
+  }
+};
+
+enum class pass { forward, backward, dense };
+
+/// Output 5 of token t by the definition, from what the router chose.
+double slow_output(moe::layer_weights<float> const& p, moe::layer_saved<float> const& saved,
+                   moe::matrix_view<float const> x, std::int64_t t) {
+  double sum = 0;
+  for (int j = 0; j < saved.routed.K; ++j) {
+    std::int64_t const i = t * saved.routed.K + j, e = saved.routed.expert[i];
+    for (std::int64_t h = 0; h < p.experts.shape().H; ++h) {
+      double g = 0, u = 0;
+      for (std::int64_t m = 0; m < x.cols(); ++m) {
+        g += double(x(t, m)) * p.experts.gate[e](m, h);
+        u += double(x(t, m)) * p.experts.up[e](m, h);
+      }
+      sum += saved.weights[i] * moe::swiglu{}(g, u) * p.experts.down[e](h, 5);
+    }
+  }
+  return sum;
+}
+
+template <class Gemm>
+void run(benchmark::State& state, pass what) {
+  std::int64_t const T = state.range(0), M = state.range(3), H = state.range(4);
+  int const E = static_cast<int>(state.range(1)), K = static_cast<int>(state.range(2));
+  moe::thread_team team(static_cast<int>(state.range(5)));
+  moe::cpu const exec(team);
+  moe::ffn<moe::swiglu, timed<Gemm>> const experts;
+  moe::moe_layer const layer(moe::tutel_topk({.k = K, .capacity_factor = 0}), experts,
+                             {.T = T, .M = M, .H = H, .E = E});
+  auto const [values, gradients] = moe_bench::arrays_of({E, M, H});
+  auto router = moe_bench::random_floats(M * E, 7), drouter = router;
+  auto const carve = [&](float* of_router, float* of_experts) {
+    return moe::layer_weights<float>{{of_router, M, E},
+                                     moe::carve_ffn(of_experts, {E, M, H}, true, false)};
+  };
+  auto const parameters = carve(router.data(), values);
+  auto const dparameters = carve(drouter.data(), gradients);
+  auto const tokens = moe_bench::random_floats(T * M, 2),
+             douts = moe_bench::random_floats(T * M, 3);
+  std::vector<float> out(tokens.size()), dtokens(tokens.size());
+  moe::matrix_view<float const> const x(tokens, T, M), dout(douts, T, M);
+  moe::matrix_view<float> const y(out, T, M), dx(dtokens, T, M);
+  moe::buffer const saved_bytes(layer.template saved_bytes<float>());
+  moe::buffer const scratch(layer.template scratch_bytes<float>(exec));
+  auto saved = layer.template carve_saved<float>(saved_bytes);
+  auto const forward = [&] { layer.forward(exec, parameters, x, {}, y, saved, scratch); };
+  forward();
+  for (std::int64_t t : {std::int64_t{0}, T - 1}) {
+    double const want = slow_output(parameters, saved, x, t);
+    if (!(std::fabs(y(t, 5) - want) <= 1e-3 * (1 + std::fabs(want))))
+      return state.SkipWithError("wrong result");
+  }
+
+  // The obvious way: all experts on all tokens, then the weighted sum.
+  std::vector<std::int32_t> const begin(1, 0), used(1, static_cast<std::int32_t>(T));
+  std::vector<float> all(what == pass::dense ? tokens.size() : 0), sums(all.size());
+  moe::buffer const dense_scratch(
+      what == pass::dense ? experts.template forward_scratch_bytes<float>(exec, {1, M, H}, T) +
+                                experts.template saved_bytes<float>(moe::ffn_shape{1, M, H}, T)
+                          : 0);
+  auto const dense = [&] {
+    std::fill(sums.begin(), sums.end(), 0.0f);
+    for (int e = 0; e < E; ++e) {
+      moe::matrix_view<float> const rows(all, T, M);
+      experts.template infer_rows<float>(exec, experts.prepare(parameters.experts.expert(e)), x,
+                                         {1, begin.data(), used.data()}, rows, dense_scratch);
+      for (std::int64_t i = 0; i < T * K; ++i)
+        if (saved.routed.expert[i] == e)
+          for (std::int64_t m = 0; m < M; ++m)
+            sums[static_cast<std::size_t>(i / K * M + m)] += saved.weights[i] * rows(i / K, m);
+    }
+  };
+  if (what == pass::dense) {
+    dense();
+    for (std::size_t i = 0; i < sums.size(); ++i)
+      if (!(std::fabs(sums[i] - out[i]) <= 1e-3f * (1 + std::fabs(out[i]))))
+        return state.SkipWithError("wrong baseline");
+  }
+
+  double const roof = moe_bench::fma_roof(exec);
+  timed<Gemm>::spent = 0;
+  double total = 0;
+  for (auto _ : state)
+    total += moe_bench::seconds([&] {
+      if (what == pass::forward) forward();
+      if (what == pass::dense) dense();
+      if (what == pass::backward)
+        layer.backward(exec, parameters, x, dout, {.balance = 0.01}, saved, dx, dparameters,
+                       moe::update::assign, scratch);
+    });
+  // Useful work, for the baseline too: experts and router.
+  double const flop = 2.0 * double(T) * double(3 * K * M * H + M * E) *
+                      (what == pass::backward ? 2 : 1) * double(state.iterations());
+  state.counters["FLOP/s"] = benchmark::Counter(flop, benchmark::Counter::kIsRate);
+  state.counters["of_fma_roof_%"] =
+      benchmark::Counter(100 * flop / roof, benchmark::Counter::kIsRate);
+  state.counters["outside_products_%"] = 100 * (1 - timed<Gemm>::spent / total);
+  state.counters["tokens/s"] =
+      benchmark::Counter(double(T * state.iterations()), benchmark::Counter::kIsRate);
+  // What has to be read at least: the weights of the experts that have rows.
+  int busy = 0;
+  for (int e = 0; e < E; ++e) busy += saved.table.used[e] > 0;
+  state.counters["weight_bytes/s"] = benchmark::Counter(
+      3.0 * double(busy) * double(M * H) * sizeof(float) * double(state.iterations()),
+      benchmark::Counter::kIsRate);
+}
+
+template <class Gemm>
+void add(std::string const& name) {
+  struct {
+    char const* name;
+    pass what;
+  } const passes[] = {
+      {"forward", pass::forward}, {"backward", pass::backward}, {"dense", pass::dense}};
+  for (auto const& each : passes) {
+    auto* const bench = benchmark::RegisterBenchmark(
+        ("moe_layer/" + name + "/" + each.name).c_str(), run<Gemm>, each.what);
+    bench->ArgNames({"T", "E", "K", "M", "H", "threads"})->UseRealTime();
+    bench->Unit(benchmark::kMillisecond);
+    for (std::int64_t T : {1, 32, 512})
+      for (std::int64_t threads : {1, 2}) {
+        bench->Args({T, 8, 2, 1024, 2816, threads});
+        bench->Args({T, 64, 8, 1024, 512, threads});
+      }
+  }
+}
+
+int const registered = [] {
+  add<moe::builtin_gemm>("builtin");
+#if defined(MOE_BENCH_CBLAS)
+  add<moe::cblas_gemm>("cblas");
+#endif
+  return 0;
+}();
+
+}  // namespace
