@@ -37,7 +37,8 @@ void check_activations(Preset const& preset, count& seen) {
       bool const recompute = kind % 2 == 1;
       layer_of<Preset, Activation> const layer(
           preset, moe_test::experts_for(preset, Activation{kind}, recompute), small, mix, 5);
-      owned_layer<double, layer_of<Preset, Activation>> c(layer, small.T, 100 + 7 * kind);
+      owned_layer<double, layer_of<Preset, Activation>> c(layer, small.T,
+                                                          100 + 7 * static_cast<unsigned>(kind));
       std::uint8_t const live[] = {1, 1, 0, 1, 1, 1};
       c.ids.live = live;
       auto const result = moe_test::check_gradients(c);
