@@ -236,6 +236,17 @@ TEST_CASE_TEMPLATE("dispatch/dispatch: bitwise equal for any number of threads",
   }
 }
 
+TEST_CASE("dispatch/dispatch: views without elements may be null") {
+  slow_table const s({.T = 4, .K = 2, .E = 3, .align = 4});
+  matrix_view<float> const tokens(nullptr, 4, 0), rows(nullptr, s.N(), 0);
+  std::vector<float> const weight(8, 1);
+  std::vector<float> dweight(8, 9);
+  CHECK(refusal([&] { moe::dispatch(cpu{}, tokens, s.table, rows); }).empty());
+  CHECK(refusal([&] { moe::dispatch(cpu{}, tokens, s.table, weight, rows); }).empty());
+  moe::dispatch_backward(cpu{}, rows, tokens, s.table, weight, tokens, dweight);
+  CHECK(dweight == std::vector<float>(8, 0));
+}
+
 TEST_CASE("dispatch/dispatch: bad input is refused with the rule and the values") {
   slow_table s({.T = 4, .K = 2, .E = 3});
   matrix<float> tokens(4, 6), rows(8, 6), dtokens(4, 6);
