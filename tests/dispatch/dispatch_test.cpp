@@ -40,7 +40,7 @@ bool rows_are_right(slow_table const& s, matrix<S> const& tokens, accumulate_t<S
 
 TEST_CASE("dispatch/dispatch: two tokens swap places as their experts do") {
   std::int32_t row_of[] = {1, 0};
-  std::int32_t pair_of[] = {1, 0, -1};
+  std::int32_t pair_of[] = {1, 0, -1, -1};  // beyond N, too
   moe::table_counts counts;
   counts.rows = 3;
   counts.kept = 2;
@@ -234,6 +234,17 @@ TEST_CASE_TEMPLATE("dispatch/dispatch: bitwise equal for any number of threads",
     CHECK(one.dweighted.same_bits(many.dweighted));
     CHECK(one.dweight == many.dweight);
   }
+}
+
+TEST_CASE("dispatch/dispatch: views without elements may be null") {
+  slow_table const s({.T = 4, .K = 2, .E = 3, .align = 4});
+  matrix_view<float> const tokens(nullptr, 4, 0), rows(nullptr, s.N(), 0);
+  std::vector<float> const weight(8, 1);
+  std::vector<float> dweight(8, 9);
+  CHECK(refusal([&] { moe::dispatch(cpu{}, tokens, s.table, rows); }).empty());
+  CHECK(refusal([&] { moe::dispatch(cpu{}, tokens, s.table, weight, rows); }).empty());
+  moe::dispatch_backward(cpu{}, rows, tokens, s.table, weight, tokens, dweight);
+  CHECK(dweight == std::vector<float>(8, 0));
 }
 
 TEST_CASE("dispatch/dispatch: bad input is refused with the rule and the values") {

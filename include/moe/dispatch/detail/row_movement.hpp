@@ -61,6 +61,7 @@ template <class S>
 void spread_tokens(cpu const& exec, matrix_view<S const> tokens, routing_table const& table,
                    accumulate_t<S> const* weight, matrix_view<S> rows) {
   std::int64_t const M = tokens.cols();
+  if (M == 0) return;  // there may be no memory to copy from
   std::int64_t const bytes = row_bytes(tokens);
   bool const past_cache = is_past_cache(rows, table.counts->rows);
   auto const put = [=](S* row, S const* token, std::int64_t i, S const* ahead) {
