@@ -40,7 +40,7 @@ bool rows_are_right(slow_table const& s, matrix<S> const& tokens, accumulate_t<S
 
 TEST_CASE("dispatch/dispatch: two tokens swap places as their experts do") {
   std::int32_t row_of[] = {1, 0};
-  std::int32_t pair_of[] = {1, 0, -1};
+  std::int32_t pair_of[] = {1, 0, -1, -1};  // beyond N, too
   moe::table_counts counts;
   counts.rows = 3;
   counts.kept = 2;
