@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <functional>
 #include <utility>
 
 #include <moe/core/concepts.hpp>
@@ -41,7 +40,8 @@ MOE_HOST_DEVICE constexpr std::uint32_t rank_of(std::uint64_t key) noexcept {
 /// greatest keys. Reorders the keys. O(n) on average.
 inline void select_slots(std::uint64_t* keys, std::int64_t n, std::int64_t keep,
                          std::int32_t* slots) noexcept {
-  std::nth_element(keys, keys + keep, keys + n, std::greater<>());
+  std::nth_element(keys, keys + keep, keys + n,
+                   [](std::uint64_t a, std::uint64_t b) { return a > b; });
   for (std::int64_t i = 0; i < n; ++i) slots[rank_of(keys[i])] = i < keep ? 0 : -1;
   std::int32_t next = 0;
   for (std::int64_t i = 0; i < n; ++i)
