@@ -85,7 +85,7 @@ options read_options(int argc, char** argv) {
 }
 
 constexpr int windows_per_step = 16, layers = 4;
-constexpr std::int64_t S = 64, M = 64, H = 128, T = windows_per_step * S;
+constexpr std::int64_t S = 64, M = 64, H = 64, T = windows_per_step * S;
 constexpr int validation_batches = 16;
 
 /// One of the models that are compared, and what came out.
@@ -105,9 +105,9 @@ struct contestant {
 
 std::vector<contestant> contestants() {
   using schedule = moe::expert_schedule;
-  schedule const every = schedule::every_nth(layers, 1, 16);
+  schedule const every = schedule::every_nth(layers, 1, 8);
   schedule const pyramid =
-      schedule::pyramid({.layers = layers, .every = 1, .base = 8, .top = 16, .last = 2});
+      schedule::pyramid({.layers = layers, .every = 1, .base = 4, .top = 8, .last = 2});
   return {{"dense", schedule::dense(layers)},
           {"MoE top-1", every},
           {"pyramid", pyramid},

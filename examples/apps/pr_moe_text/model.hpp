@@ -22,7 +22,7 @@ struct model_shape {
   std::int64_t H = 0;  // hidden width of the dense FFN
   int heads = 1;
   moe::expert_schedule schedule;  // one entry per layer
-  double capacity_factor = 1.25;
+  double capacity_factor = 2;
   double balance_weight = 0.01;
 };
 
