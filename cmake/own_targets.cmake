@@ -51,13 +51,14 @@ else()
   message(STATUS "moe: no CBLAS here (Debian: libopenblas-dev), its provider is left out")
 endif()
 
-# Files called openmp_... use OpenMP. They are left out where the compiler has none, and under the
-# thread sanitizer, which does not see the synchronisation inside libgomp.
+# Files called openmp_... use OpenMP. They are left out where the compiler has none, and under
+# sanitizers: the thread sanitizer does not see the synchronisation inside the runtimes, and the leak
+# checker reports what libomp keeps until the end.
 find_package(OpenMP QUIET COMPONENTS CXX)
 function(moe_openmp_files files_variable)
   set(openmp_files ${${files_variable}})
   list(FILTER openmp_files INCLUDE REGEX "(^|/)openmp_[^/]*$")
-  if(openmp_files AND OpenMP_CXX_FOUND AND NOT MOE_SANITIZE STREQUAL "thread")
+  if(openmp_files AND OpenMP_CXX_FOUND AND NOT MOE_SANITIZE)
     set_source_files_properties(${openmp_files} PROPERTIES COMPILE_OPTIONS "${OpenMP_CXX_FLAGS}")
     link_libraries(${OpenMP_CXX_LIBRARIES})
   elseif(openmp_files)
