@@ -12,6 +12,7 @@
 #include <type_traits>
 #include <vector>
 
+#include <moe/core/memory.hpp>
 #include <moe/core/thread_team.hpp>
 #include <moe/dispatch/combine.hpp>
 #include <moe/dispatch/dispatch.hpp>
@@ -46,6 +47,25 @@ moe::routing_buffer make_routing(shape const& s) {
   return r;
 }
 
+/// Elements that start at a cache line.
+template <class V>
+class aligned_array {
+ public:
+  void resize(std::int64_t size) {
+    size_ = size;
+    bytes_ = moe::buffer(static_cast<std::size_t>(size) * sizeof(V));
+    std::fill(begin(), end(), V{});
+  }
+  std::int64_t size() const { return size_; }
+  V* data() const { return reinterpret_cast<V*>(bytes_.data()); }
+  V* begin() const { return data(); }
+  V* end() const { return data() + size_; }
+
+ private:
+  std::int64_t size_ = 0;
+  moe::buffer bytes_;
+};
+
 /// Everything that dispatch, combine and their backwards touch.
 template <class S>
 struct problem {
@@ -57,8 +77,8 @@ struct problem {
   moe::table_shape bounds;
   moe::table_buffer table;
   moe::buffer scratch;
-  std::vector<S> token_data, row_data, out_data, drow_data;
-  std::vector<float> dweight_data;
+  aligned_array<S> token_data, row_data, out_data, drow_data;
+  aligned_array<float> dweight_data;
 
   problem(shape const& given, int threads, moe::table_rules const& with = {})
       : s(given),
@@ -70,14 +90,14 @@ struct problem {
         table(bounds),
         scratch(moe::build_table_scratch(exec, bounds)) {
     build();
-    token_data.resize(static_cast<std::size_t>(s.T * s.M));
+    token_data.resize(s.T * s.M);
     std::mt19937 random(2);
     for (S& x : token_data)
       x = static_cast<S>(std::uniform_real_distribution<float>(-1, 1)(random));
-    row_data.resize(static_cast<std::size_t>(N() * s.M));
+    row_data.resize(N() * s.M);
     drow_data.resize(row_data.size());
     out_data.resize(token_data.size());
-    dweight_data.resize(static_cast<std::size_t>(s.T * s.K));
+    dweight_data.resize(s.T * s.K);
     moe::dispatch(exec, tokens(), table, rows());
   }
 
@@ -94,7 +114,7 @@ struct problem {
   moe::matrix_view<S> drows() { return {drow_data.data(), N(), s.M}; }
   moe::matrix_view<S> out() { return {out_data.data(), s.T, s.M}; }
   moe::vector_view<float const> weight() const { return {routing.weight, s.T * s.K}; }
-  moe::vector_view<float> dweight() { return dweight_data; }
+  moe::vector_view<float> dweight() { return {dweight_data.data(), s.T * s.K}; }
 };
 
 /// The obvious loops: one pair after the other.
@@ -210,7 +230,7 @@ void from_table(benchmark::State& state, shape const& s, int threads, bool one_h
   std::int64_t const C = s.T * s.K / s.E;
   problem<float> p(s, threads, {.rows = moe::layout::padded, .cap = moe::capacity::fixed(C)});
   verify(p);
-  std::vector<float> const expected = p.out_data;
+  std::vector<float> const expected(p.out_data.begin(), p.out_data.end());
   if (one_hot) {
     moe_bench::one_hot_movement einsum(s.T, s.E, C, s.M);
     for (auto _ : state)
@@ -230,7 +250,7 @@ void from_table(benchmark::State& state, shape const& s, int threads, bool one_h
       }));
   }
   for (std::size_t i = 0; i < expected.size(); ++i)
-    if (!(std::abs(p.out_data[i] - expected[i]) <= 1e-4f)) std::abort();
+    if (!(std::abs(p.out_data.data()[i] - expected[i]) <= 1e-4f)) std::abort();
   state.counters["tokens/s"] =
       benchmark::Counter(static_cast<double>(s.T), benchmark::Counter::kIsIterationInvariantRate);
 }

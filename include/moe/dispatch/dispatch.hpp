@@ -107,7 +107,7 @@ void dispatch_backward(cpu const& exec, matrix_view<std::type_identity_t<S> cons
   std::int64_t const bytes_each = detail::row_bytes(dtokens) * (2 + table.K);
   auto const range = [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t t = first; t < last; ++t) {
-      sum(t, t + 1 < last);
+      sum(t);
       for (std::int64_t i = table.first_pair(t); i < table.first_pair(t + 1); ++i) {
         std::int64_t const r = table.row_of[i];
         dweight[i] = r < 0 ? 0 : detail::dot(drows.row(r), tokens.row(t), M);

@@ -36,14 +36,13 @@ void write_row(S* out, std::int64_t M, One const& one, Many const& many) noexcep
   for (std::int64_t c = end; c < M; ++c) out[c] = one(c);
 }
 
-/// out[c] = weight * from[c], rounded once. `ahead`: null, or a row that is loaded meanwhile.
+/// out[c] = weight * from[c], rounded once.
 template <class S>
-void scale_row(S* out, S const* from, accumulate_t<S> weight, std::int64_t M, bool past_cache,
-               S const* ahead = nullptr) noexcept {
+void scale_row(S* out, S const* from, accumulate_t<S> weight, std::int64_t M,
+               bool past_cache) noexcept {
   using A = accumulate_t<S>;
   auto const one = [&](std::int64_t c) { return static_cast<S>(weight * static_cast<A>(from[c])); };
   auto const many = [&](std::int64_t c) __attribute__((always_inline)) {
-    if (ahead != nullptr) load_lanes_ahead(ahead + c);
     return lanes<A>::product(weight, load_lanes(from + c));
   };
   if constexpr (!rounds<S>)
@@ -74,9 +73,9 @@ struct addends {
 };
 
 /// out[c] (=|+=) the sum of weight * row[c], from left to right, rounded once. `Addends` has
-/// each(begin, add). Loads the rows of `ahead` meanwhile.
+/// each(begin, add). (To load the rows of the next token meanwhile costs 2 to 5 %: Zen 3, 2026-11.)
 template <bool Past, bool Add, class S, class Addends>
-void sum_row(S* out, Addends const& terms, std::int64_t M, addends<S> const& ahead) noexcept {
+void sum_row(S* out, Addends const& terms, std::int64_t M) noexcept {
   using A = accumulate_t<S>;
   write_row<Past>(
       out, M,
@@ -91,7 +90,6 @@ void sum_row(S* out, Addends const& terms, std::int64_t M, addends<S> const& ahe
         return static_cast<S>(sum);
       },
       [&](std::int64_t c) __attribute__((always_inline)) {
-        for (int k = 0; k < ahead.count; ++k) load_lanes_ahead(ahead.row[k] + c);
         lanes<A> sum{};
         auto const add = [&](S const* row, A weight) __attribute__((always_inline)) {
           sum.add(weight, load_lanes(row + c));
@@ -110,7 +108,8 @@ void sum_row(S* out, Addends const& terms, std::int64_t M, addends<S> const& ahe
 }
 
 /// The sum of a[c] * b[c], in an order that M alone fixes. `ahead`: null, or a row that is loaded
-/// meanwhile.
+/// meanwhile, because prefetchers of the hardware do not cross pages: combine_backward 1.05 to 1.15
+/// times as fast in float, 1.2 times in bf16 (Zen 3, T = 4096, K = 2, M = 1024, 2026-11).
 template <class S>
 accumulate_t<S> dot(S const* a, S const* b, std::int64_t M, S const* ahead = nullptr) noexcept {
   using A = accumulate_t<S>;

@@ -66,7 +66,7 @@ void spread_tokens(cpu const& exec, matrix_view<S const> tokens, routing_table c
   bool const past_cache = is_past_cache(rows, table.counts->rows);
   auto const put = [=](S* row, S const* token, std::int64_t i, S const* ahead) {
     if (weight != nullptr) {
-      scale_row(row, token, weight[i], M, past_cache, ahead);
+      scale_row(row, token, weight[i], M, past_cache);
     } else if (past_cache) {
       copy_past_cache(row, token, bytes, ahead);
     } else {
@@ -75,6 +75,7 @@ void spread_tokens(cpu const& exec, matrix_view<S const> tokens, routing_table c
   };
   auto const range = [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t t = first; t < last; ++t) {
+      // The second and later copies read the cache, so the first one has the next token loaded.
       S const* ahead = t + 1 < last ? tokens.row(t + 1) : nullptr;
       for (std::int64_t i = table.first_pair(t); i < table.first_pair(t + 1); ++i) {
         std::int64_t const r = table.row_of[i];
@@ -102,14 +103,12 @@ struct row_sum {
   bool add;
   bool past_cache = is_past_cache(out, table.T);
 
-  /// For token t. `ahead`: t + 1 comes next, so its rows are loaded meanwhile; they lie anywhere,
-  /// and prefetchers of the hardware do not cross pages.
-  void operator()(std::int64_t t, bool ahead) const {
-    addends<S> const next = ahead ? collect(t + 1) : addends<S>{};
+  /// For token t.
+  void operator()(std::int64_t t) const {
     if (table.first_pair(t + 1) - table.first_pair(t) <= addends<S>::most)
-      write(t, collect(t), next);
+      write(t, collect(t));
     else
-      write(t, pairs_of{*this, t}, next);
+      write(t, pairs_of{*this, t});
   }
 
  private:
@@ -141,25 +140,23 @@ struct row_sum {
     return !tokens.absent() && r == no_row(expert_kind::copy) ? tokens.row(t) : nullptr;
   }
 
-  /// The first addends of token t.
+  /// The addends of token t, which has few enough.
   addends<S> collect(std::int64_t t) const {
     addends<S> found;
-    auto const push = [&](S const* row, A w) {
-      if (found.count < addends<S>::most) found.push(row, w);
-    };
+    auto const push = [&](S const* row, A w) { found.push(row, w); };
     pairs_of{*this, t}.each(push, push);
     return found;
   }
 
   template <class Addends>
-  void write(std::int64_t t, Addends const& terms, addends<S> const& next) const {
-    add ? write<true>(t, terms, next) : write<false>(t, terms, next);
+  void write(std::int64_t t, Addends const& terms) const {
+    add ? write<true>(t, terms) : write<false>(t, terms);
   }
   template <bool Add, class Addends>
-  void write(std::int64_t t, Addends const& terms, addends<S> const& next) const {
+  void write(std::int64_t t, Addends const& terms) const {
     if constexpr (!rounds<S>)
-      if (past_cache) return sum_row<true, Add>(out.row(t), terms, out.cols(), next);
-    sum_row<false, Add>(out.row(t), terms, out.cols(), next);
+      if (past_cache) return sum_row<true, Add>(out.row(t), terms, out.cols());
+    sum_row<false, Add>(out.row(t), terms, out.cols());
   }
 };
 
@@ -167,7 +164,7 @@ template <class S>
 void sum_rows(cpu const& exec, row_sum<S> const& sum) {
   std::int64_t const bytes_each = row_bytes(sum.out) * (1 + sum.table.K);
   for_ranges(exec, sum.table.T, bytes_each, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t t = first; t < last; ++t) sum(t, t + 1 < last);
+    for (std::int64_t t = first; t < last; ++t) sum(t);
   });
 }
 
