@@ -91,6 +91,7 @@ TEST_CASE("gate/preset: random overflow and sampling are off outside training un
       false));
   CHECK(differs(moe::gshard(), true));
   CHECK_FALSE(differs(moe::gshard(), false));
+  CHECK_FALSE(differs(moe::gshard({.random_routing = false}), true));
   CHECK(differs(moe::tutel_topk({.gate_noise = 1}), true));
   CHECK_FALSE(differs(moe::tutel_topk({.gate_noise = 1}), false));
   CHECK_FALSE(differs(moe::tutel_topk(), true));

@@ -11,6 +11,7 @@
 #include <moe/core/numeric.hpp>
 #include <moe/core/random.hpp>
 #include <moe/core/score_row.hpp>
+#include <moe/core/types.hpp>
 #include <moe/gate/row_copies.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -45,7 +46,14 @@ struct normal_noise {
 static_assert(noise_source<uniform_noise<>> && noise_source<gumbel_noise<>> &&
               noise_source<normal_noise<>>);
 
-/// Score(logits + scale * noise), in training only: selection, weights and losses see the noise.
+/// When a policy uses its noise.
+enum class random_when : std::uint8_t { never, in_training, always };
+
+MOE_HOST_DEVICE constexpr bool is_random(random_when when, token const& t) noexcept {
+  return when == random_when::always || (when == random_when::in_training && t.training);
+}
+
+/// Score(logits + scale * noise), unless told otherwise in training only: selection, weights and losses see the noise.
 /// Source: Tutel's gate_noise is {.scale = gate_noise, .over_E = true}.
 template <class Score, class Noise = normal_noise<>>
 struct noisy {
@@ -53,7 +61,7 @@ struct noisy {
 
   float scale = 1;
   bool over_E = false;  ///< Divide scale by the number of experts.
-  bool always = false;  ///< Add noise outside training, too.
+  random_when when = random_when::in_training;
   [[no_unique_address]] Score score{};
   [[no_unique_address]] Noise noise{};
 
@@ -61,7 +69,7 @@ struct noisy {
     requires score_policy<Score, R>
   MOE_HOST_DEVICE constexpr void operator()(R& row, token const& t) const {
     using V = typename R::value_type;
-    if (t.training || always) {
+    if (is_random(when, t)) {
       V const factor = over_E ? V(scale) / V(row.size()) : V(scale);
       row.transform([&](int e, V l) { return is_candidate(l) ? l + factor * V(noise(t, e)) : l; });
     }
@@ -100,7 +108,7 @@ MOE_HOST_DEVICE constexpr void perturb(R& keys, odds by, Noise const& noise, tok
 
 }  // namespace detail
 
-/// Select by keys to which Gumbel noise is added, in training only: with top_k, k experts are
+/// Select by keys to which Gumbel noise is added: with top_k, k experts are
 /// sampled without replacement. The weights come from the clean scores.
 /// Source: Kool et al., "Stochastic beams and where to find them", 2019; DeepSpeed's RSample is
 /// sampled<top_k<1>>.
@@ -111,7 +119,7 @@ struct sampled {
 
   [[no_unique_address]] Select select{};
   odds by = odds::key;
-  bool always = false;  ///< Sample outside training, too.
+  random_when when = random_when::in_training;
   [[no_unique_address]] Noise noise{};
 
   MOE_HOST_DEVICE constexpr int k() const noexcept { return select.k(); }
@@ -120,20 +128,20 @@ struct sampled {
     requires select_policy<Select, R>
   MOE_HOST_DEVICE constexpr void operator()(R& keys, choices<max_k, typename R::value_type>& chosen,
                                             token const& t) const {
-    if (t.training || always) detail::perturb(keys, by, noise, t);
+    if (is_random(when, t)) detail::perturb(keys, by, noise, t);
     select(keys, chosen, t);
   }
 };
 
-/// Two choices: the expert of the highest key, and one sampled from the others, in training only
-/// (otherwise the second highest). The weights come from the clean scores.
-/// Source: DeepSpeed's top-2 gate, which samples in evaluation, too: {.always = true}.
+/// Two choices: the expert of the highest key, and one sampled from the others (without noise the
+/// second highest). The weights come from the clean scores.
+/// Source: DeepSpeed's top-2 gate, which samples in evaluation, too: {.when = random_when::always}.
 template <class Noise = gumbel_noise<>>
 struct sampled_second {
   static constexpr int max_k = 2;
 
   odds by = odds::key;
-  bool always = false;  ///< Sample outside training, too.
+  random_when when = random_when::in_training;
   [[no_unique_address]] Noise noise{};
 
   MOE_HOST_DEVICE constexpr int k() const noexcept { return 2; }
@@ -143,12 +151,12 @@ struct sampled_second {
                                             token const& t) const {
     chosen.k = 2;
     chosen.expert[0] = keys.pop_max(0, keys.size()).expert;
-    if (t.training || always) detail::perturb(keys, by, noise, t);
+    if (is_random(when, t)) detail::perturb(keys, by, noise, t);
     chosen.expert[1] = keys.pop_max(0, keys.size()).expert;
   }
 };
 
-/// A gate of two choices whose second is withdrawn at random, in training only: kept with
+/// A gate of two choices whose second is withdrawn at random: kept with
 /// probability min(1, 2 w[1]). The first weight stays as it is; a withdrawn choice has
 /// expert = -1 and weight 0, and takes no gradient, while w[0] still depends on both scores.
 /// Source: Lepikhin et al., "GShard", 2020, algorithm 1 (random routing).
@@ -160,7 +168,7 @@ struct random_second {
   static constexpr int copies = Gate::copies;
 
   [[no_unique_address]] Gate gate{};
-  bool always = false;  ///< Withdraw outside training, too.
+  random_when when = random_when::in_training;
   [[no_unique_address]] Noise noise{};
 
   MOE_HOST_DEVICE constexpr int k() const noexcept { return gate.k(); }
@@ -171,7 +179,7 @@ struct random_second {
                                             token const& t) const {
     using V = typename R::value_type;
     gate(row, chosen, t);
-    if (chosen.k < 2 || !(t.training || always)) return;
+    if (chosen.k < 2 || !is_random(when, t)) return;
     if (V(2) * chosen.weight[1] <= V(noise(t, 0))) {
       chosen.expert[1] = -1;
       chosen.weight[1] = 0;

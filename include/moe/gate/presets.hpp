@@ -27,30 +27,6 @@ namespace moe::inline MOE_ABI {
 // is right, and docs/presets.md says how they differ. Every function takes a noise source last, for
 // callers who must draw the same numbers as somebody else.
 
-/// Selects by On while `on`, otherwise by Off: a policy that a run-time option turns on.
-template <class On, class Off>
-struct optional_select {
-  static_assert(On::max_k == Off::max_k);
-  static constexpr int max_k = On::max_k;
-  static constexpr int copies = row_copies<On> > row_copies<Off> ? row_copies<On> : row_copies<Off>;
-
-  bool on = true;
-  [[no_unique_address]] On when_on{};
-  [[no_unique_address]] Off when_off{};
-
-  MOE_HOST_DEVICE constexpr int k() const noexcept { return on ? when_on.k() : when_off.k(); }
-
-  template <score_row R>
-    requires select_policy<On, R> && select_policy<Off, R>
-  MOE_HOST_DEVICE constexpr void operator()(R& keys, choices<max_k, typename R::value_type>& chosen,
-                                            token const& t) const {
-    if (on)
-      when_on(keys, chosen, t);
-    else
-      when_off(keys, chosen, t);
-  }
-};
-
 namespace detail {
 
 struct deepspeed_capacity {
@@ -95,12 +71,12 @@ struct deepspeed_top1_options {
 template <noise_source Noise = gumbel_noise<>>
 constexpr auto deepspeed_top1(deepspeed_top1_options options = {}, Noise noise = {},
                               call_site site = call_site::here()) {
-  using select = optional_select<sampled<top_k<1>, Noise>, top_k<1>>;
-  using original = gate<softmax, select, as_scored>;
+  using original = gate<softmax, sampled<top_k<1>, Noise>, as_scored>;
+  bool const sample = options.noisy_gate_policy == noisy_gate::rsample;
   bool const jitter = options.noisy_gate_policy == noisy_gate::jitter;
   return preset<original>{
-      .gate = {.select = {.on = options.noisy_gate_policy == noisy_gate::rsample,
-                          .when_on = {.noise = noise}}},
+      .gate = {.select = {.when = sample ? random_when::in_training : random_when::never,
+                          .noise = noise}},
       .rules = {.rank = order::token_major,
                 .cap = detail::capacity_of(
                     {options.capacity_factor, options.eval_capacity_factor, options.min_capacity,
@@ -130,11 +106,12 @@ struct deepspeed_top2_options {
 template <noise_source Noise = gumbel_noise<>>
 constexpr auto deepspeed_top2(deepspeed_top2_options options = {}, Noise noise = {},
                               call_site site = call_site::here()) {
-  using select = optional_select<sampled_second<Noise>, top_k<2>>;
-  using original = gate<softmax, select, as_scored>;
+  using original = gate<softmax, sampled_second<Noise>, as_scored>;
+  random_when const when = !options.top2_2nd_expert_sampling ? random_when::never
+                           : options.sample_in_evaluation    ? random_when::always
+                                                             : random_when::in_training;
   return preset<original>{
-      .gate = {.select = {.on = options.top2_2nd_expert_sampling,
-                          .when_on = {.always = options.sample_in_evaluation, .noise = noise}}},
+      .gate = {.select = {.when = when, .noise = noise}},
       .rules = {.rank = order::choice_major,
                 .cap = detail::capacity_of(
                     {options.capacity_factor, options.eval_capacity_factor, options.min_capacity,
@@ -201,6 +178,8 @@ constexpr auto tutel_topk(tutel_topk_options options = {}, Noise noise = {},
   return preset<original>{
       .gate = {.score = {.scale = static_cast<float>(options.gate_noise),
                          .over_E = true,
+                         .when =
+                             options.gate_noise > 0 ? random_when::in_training : random_when::never,
                          .noise = noise},
                .select = top_k<max_choices>(options.k, site),
                .weigh = {.from_k = options.normalize_gate ? 2 : max_choices + 1}},
@@ -235,10 +214,11 @@ constexpr auto switch_transformer(switch_transformer_options options = {},
 struct gshard_options {
   double capacity_factor = 1.2;
   double eval_capacity_factor = 2.4;
+  bool random_routing = true;  ///< False: the second expert is always used.
 };
 
 /// GShard's gate: two experts, weights normalised over the two; in training the second is used with
-/// probability 2 w2; first choices rank before all second ones.
+/// probability 2 w2 (random routing); first choices rank before all second ones.
 /// @throws precondition_error if a capacity option is out of range.
 /// Source: Lepikhin et al., "GShard", 2020, algorithm 1; FastMoE for capacities.
 template <noise_source Noise = uniform_noise<stream::dispatch>>
@@ -246,7 +226,8 @@ constexpr auto gshard(gshard_options options = {}, Noise noise = {},
                       call_site site = call_site::here()) {
   using original = random_second<gate<softmax, top_k<2>, renormalised>, Noise>;
   return preset<original>{
-      .gate = {.noise = noise},
+      .gate = {.when = options.random_routing ? random_when::in_training : random_when::never,
+               .noise = noise},
       .rules = {.rank = order::choice_major,
                 .cap = capacity::gshard({.factor = options.capacity_factor,
                                          .eval_factor = options.eval_capacity_factor},
