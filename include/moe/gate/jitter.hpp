@@ -36,7 +36,7 @@ void jitter(char const* shape, char const* apart, cpu const& exec, matrix_view<V
   float const scale = tokens.training ? eps : 0.0f;
   exec.split(T, 1 + 4096 / (M + 1), [&](std::int64_t first, std::int64_t last, int) {
     for (std::int64_t t = first; t < last; ++t) {
-      token const id = tokens.at(t);
+      drawing_token id(tokens.at(t));
       V const* const x = from.row(t);  // [M]
       D* const y = to.row(t);          // [M]
       if (scale == 0) {

@@ -22,7 +22,8 @@ namespace moe::inline MOE_ABI {
 /// Uniform numbers strictly between 0 and 1.
 template <stream From = stream::noise>
 struct uniform_noise {
-  MOE_HOST_DEVICE constexpr float operator()(token const& t, int e) const noexcept {
+  template <class Token = token const&>
+  MOE_HOST_DEVICE constexpr float operator()(Token&& t, int e) const noexcept {
     return uniform(t, From, static_cast<std::uint32_t>(e));
   }
 };
@@ -30,7 +31,8 @@ struct uniform_noise {
 /// Standard Gumbel numbers, -log(-log(u)).
 template <stream From = stream::gumbel>
 struct gumbel_noise {
-  MOE_HOST_DEVICE float operator()(token const& t, int e) const noexcept {
+  template <class Token = token const&>
+  MOE_HOST_DEVICE float operator()(Token&& t, int e) const noexcept {
     return gumbel(t, From, static_cast<std::uint32_t>(e));
   }
 };
@@ -38,7 +40,8 @@ struct gumbel_noise {
 /// Standard normal numbers.
 template <stream From = stream::noise>
 struct normal_noise {
-  MOE_HOST_DEVICE float operator()(token const& t, int e) const noexcept {
+  template <class Token = token const&>
+  MOE_HOST_DEVICE float operator()(Token&& t, int e) const noexcept {
     return normal(t, From, static_cast<std::uint32_t>(e));
   }
 };
@@ -71,7 +74,9 @@ struct noisy {
     using V = typename R::value_type;
     if (is_random(when, t)) {
       V const factor = over_E ? V(scale) / V(row.size()) : V(scale);
-      row.transform([&](int e, V l) { return is_candidate(l) ? l + factor * V(noise(t, e)) : l; });
+      drawing_token draws(t);
+      row.transform(
+          [&](int e, V l) { return is_candidate(l) ? l + factor * V(noise(draws, e)) : l; });
     }
     score(row, t);
   }
@@ -98,12 +103,13 @@ MOE_HOST_DEVICE constexpr void perturb(R& keys, odds by, Noise const& noise, tok
   using V = typename R::value_type;
   // A probability that has underflowed to 0 stays a candidate, the last one to be drawn.
   constexpr V least = std::numeric_limits<V>::min();
+  drawing_token draws(t);
   if (by == odds::key)
     keys.transform([&](int e, V p) {
-      return is_candidate(p) ? V(std::log(p > least ? p : least)) + V(noise(t, e)) : p;
+      return is_candidate(p) ? V(std::log(p > least ? p : least)) + V(noise(draws, e)) : p;
     });
   else
-    keys.transform([&](int e, V l) { return is_candidate(l) ? l + V(noise(t, e)) : l; });
+    keys.transform([&](int e, V l) { return is_candidate(l) ? l + V(noise(draws, e)) : l; });
 }
 
 }  // namespace detail
