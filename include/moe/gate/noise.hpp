@@ -17,7 +17,8 @@
 namespace moe::inline MOE_ABI {
 
 // Two policies of one gate that draw from the same stream draw the same numbers: give one of them
-// another stream.
+// another stream. A noise is not [[no_unique_address]]: nvcc 13.0 fails to lay out a gate of policies
+// whose last bytes are shared so.
 
 /// Uniform numbers strictly between 0 and 1.
 template <stream From = stream::noise>
@@ -66,7 +67,7 @@ struct noisy {
   bool over_E = false;  ///< Divide scale by the number of experts.
   random_when when = random_when::in_training;
   [[no_unique_address]] Score score{};
-  [[no_unique_address]] Noise noise{};
+  Noise noise{};
 
   template <score_row R>
     requires score_policy<Score, R>
@@ -97,12 +98,16 @@ enum class odds {
 
 namespace detail {
 
+/// The least odds of a candidate. (A variable: nvcc lets no device code call numeric_limits.)
+template <class V>
+inline constexpr V least_odds = std::numeric_limits<V>::min();
+
 /// key -> log(odds) + noise: the argmax is then a sample, the k highest one without replacement.
 template <score_row R, class Noise>
 MOE_HOST_DEVICE constexpr void perturb(R& keys, odds by, Noise const& noise, token const& t) {
   using V = typename R::value_type;
   // A probability that has underflowed to 0 stays a candidate, the last one to be drawn.
-  constexpr V least = std::numeric_limits<V>::min();
+  constexpr V least = least_odds<V>;
   drawing_token draws(t);
   if (by == odds::key)
     keys.transform([&](int e, V p) {
@@ -126,7 +131,7 @@ struct sampled {
   [[no_unique_address]] Select select{};
   odds by = odds::key;
   random_when when = random_when::in_training;
-  [[no_unique_address]] Noise noise{};
+  Noise noise{};
 
   MOE_HOST_DEVICE constexpr int k() const noexcept { return select.k(); }
 
@@ -148,7 +153,7 @@ struct sampled_second {
 
   odds by = odds::key;
   random_when when = random_when::in_training;
-  [[no_unique_address]] Noise noise{};
+  Noise noise{};
 
   MOE_HOST_DEVICE constexpr int k() const noexcept { return 2; }
 
@@ -175,7 +180,7 @@ struct random_second {
 
   [[no_unique_address]] Gate gate{};
   random_when when = random_when::in_training;
-  [[no_unique_address]] Noise noise{};
+  Noise noise{};
 
   MOE_HOST_DEVICE constexpr int k() const noexcept { return gate.k(); }
 
