@@ -166,14 +166,14 @@ struct tutel_topk_options {
 /// Tutel's top-any gate: weights are normalised before dropping (one choice never), first choices
 /// rank before all second ones. The loss is its GShard loss; for is_gshard_loss = False see
 /// importance_and_load.
-/// @throws precondition_error unless 1 <= k <= 16 and gate_noise >= 0, or if a capacity option is out
+/// @throws precondition_error unless 1 <= k <= 16 and 0 <= gate_noise <= 1e9, or if a capacity option is out
 ///         of range.
 /// Source: Tutel, tutel/impls/moe_layer.py and fast_dispatch.py, `extract_critical`.
 template <noise_source Noise = normal_noise<>>
 constexpr auto tutel_topk(tutel_topk_options options = {}, Noise noise = {},
                           call_site site = call_site::here()) {
-  expects(options.gate_noise >= 0, "tutel_topk: gate_noise >= 0", site,
-          {{"gate_noise", options.gate_noise}});
+  expects(options.gate_noise >= 0 && options.gate_noise <= 1e9,
+          "tutel_topk: 0 <= gate_noise <= 1e9", site, {{"gate_noise", options.gate_noise}});
   using original = gate<noisy<softmax, Noise>, top_k<max_choices>, renormalised>;
   return preset<original>{
       .gate = {.score = {.scale = static_cast<float>(options.gate_noise),
@@ -198,10 +198,12 @@ struct switch_transformer_options {
 };
 
 /// The Switch Transformer's gate: one expert, its probability is the weight, first come first served.
-/// @throws precondition_error if a capacity option is out of range.
+/// @throws precondition_error unless 0 <= jitter <= 1, or if a capacity option is out of range.
 /// Source: Fedus et al., "Switch transformers", 2021; Mesh TensorFlow for the rounding of C.
 constexpr auto switch_transformer(switch_transformer_options options = {},
                                   call_site site = call_site::here()) {
+  expects(options.jitter >= 0 && options.jitter <= 1, "switch_transformer: 0 <= jitter <= 1", site,
+          {{"jitter", options.jitter}});
   return preset<gate<softmax, top_k<1>, as_scored>>{
       .rules = {.rank = order::token_major,
                 .cap = capacity::switch_transformer({.factor = options.capacity_factor,
