@@ -106,7 +106,7 @@ void measure(benchmark::State& state, problem const& p, std::int64_t bytes, int 
   };
   state.counters["tokens/s"] = rate(static_cast<double>(p.T), benchmark::Counter::kIs1000);
   state.counters["bytes/s"] = rate(static_cast<double>(bytes), benchmark::Counter::kIs1024);
-  state.counters["%exp_roof"] = 100 * roof_ns(p) / threads * runs / took.count();
+  state.counters["percent_of_roof"] = 100 * roof_ns(p) / threads * runs / took.count();
 }
 
 template <class Gate>

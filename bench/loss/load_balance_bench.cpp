@@ -87,7 +87,7 @@ void blocks(benchmark::State& state) {
   }
   double const roof = time_to_read(in);
   for (auto _ : state) benchmark::DoNotOptimize(loss());
-  state.counters["percent_of_read"] =
+  state.counters["percent_of_roof"] =
       benchmark::Counter(100 * roof, benchmark::Counter::kIsIterationInvariantRate);
   state.SetItemsProcessed(state.iterations() * T);
   state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(in.scores.size() * 4));

@@ -1,4 +1,4 @@
-// build_table against sorting: nanoseconds per pair for layouts, overflow rules, threads.
+// build_table against sorting and against copying: layouts, overflow rules, threads.
 // SPDX-License-Identifier: MIT
 #include <algorithm>
 #include <benchmark/benchmark.h>
@@ -13,6 +13,8 @@
 
 #include <moe/routing/build_table.hpp>
 
+#include "support/roof.hpp"
+
 namespace {
 
 struct shape {
@@ -23,9 +25,9 @@ struct shape {
 constexpr shape shapes[] = {{64, 256, 8}, {4096, 64, 2}, {16384, 256, 8}};
 
 /// A routing of K different experts for each token, some experts more popular than others.
-moe::routing_buffer make_routing(shape const& s) {
+moe::routing_buffer make_routing(shape const& s, unsigned seed = 1) {
   moe::routing_buffer r(s.T, s.K, s.E);
-  std::mt19937 random(1);
+  std::mt19937 random(seed);
   std::uniform_real_distribution<float> uniform(0, 1);
   for (std::int64_t t = 0; t < s.T; ++t)
     for (int j = 0; j < s.K; ++j) {
@@ -61,31 +63,60 @@ std::vector<variant> variants() {
   };
 }
 
-void report(benchmark::State& state, shape const& s) {
-  auto const pairs = static_cast<double>(s.T * s.K);
-  state.counters["tokens/s"] =
-      benchmark::Counter(static_cast<double>(s.T), benchmark::Counter::kIsIterationInvariantRate);
-  state.counters["s/pair"] = benchmark::Counter(
-      pairs, benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
-  // Reads each id twice, writes row_of and pair_of.
-  state.counters["bytes/s"] = benchmark::Counter(
-      pairs * 16, benchmark::Counter::kIsIterationInvariantRate, benchmark::Counter::kIs1000);
+/// What is timed at once: many routings where one is small, so that a branch predictor cannot learn
+/// their ids by heart, which makes a sort of 512 pairs three times as fast as it is on new ones.
+std::vector<moe::routing_buffer> make_routings(shape const& s) {
+  std::vector<moe::routing_buffer> all;
+  auto const count = std::max<std::int64_t>(1, 65536 / (s.T * s.K));
+  for (unsigned seed = 1; seed <= count; ++seed) all.push_back(make_routing(s, seed));
+  return all;
+}
+
+/// Times make(routing) for all routings, in turn with the roof: plain copies of as many bytes as a
+/// packed table needs at least. Each id is read once, row_of and pair_of are written once, and so are
+/// begin, used and wanted of each expert.
+template <class Make>
+void run(benchmark::State& state, shape const& s, int threads, moe::cpu const& exec,
+         std::vector<moe::routing_buffer> const& routings, Make const& make) {
+  std::int64_t const pairs = s.T * s.K, bytes = 12 * pairs + 12 * s.E;
+  auto const times = static_cast<double>(routings.size());
+  moe_bench::copy_roof const roof(exec, bytes);
+  moe_bench::samples own(threads), cached(threads), past(threads);
+  for (auto _ : state) {
+    state.SetIterationTime(own.take([&] {
+      for (moe::routing const& r : routings) make(r);
+    }));
+    cached.take([&] {
+      for (std::size_t n = 0; n < routings.size(); ++n) roof.by_memcpy();
+    });
+    past.take([&] {
+      for (std::size_t n = 0; n < routings.size(); ++n) roof.by_non_temporal();
+    });
+  }
+  double const seconds = own.seconds_each() / times;
+  state.counters["s/pair"] = seconds / static_cast<double>(pairs);
+  state.counters["tokens/s"] = static_cast<double>(s.T) / seconds;
+  state.counters["bytes/s"] =
+      benchmark::Counter(static_cast<double>(bytes) / seconds, benchmark::Counter::kDefaults,
+                         benchmark::Counter::kIs1000);
+  state.counters["percent_of_roof"] =
+      100 * std::min(cached.seconds_each(), past.seconds_each()) / own.seconds_each();
+  state.counters["undisturbed"] = own.share_undisturbed();
 }
 
 void run_build_table(benchmark::State& state, shape const& s, moe::table_rules const& rules,
                      int threads) {
-  moe::routing_buffer const r = make_routing(s);
+  auto const routings = make_routings(s);
   moe::thread_team team(threads);
   moe::cpu const exec = threads == 1 ? moe::cpu{} : moe::cpu(team);
   moe::table_shape bounds{.T = s.T, .K = s.K, .E = s.E};
   bounds.max_rows = moe::max_rows(rules, bounds);
   moe::table_buffer table(bounds);
   moe::buffer scratch(moe::build_table_scratch(exec, bounds));
-  for (auto _ : state) {
+  run(state, s, threads, exec, routings, [&](moe::routing const& r) {
     moe::build_table(exec, r, rules, scratch, table);
     benchmark::ClobberMemory();
-  }
-  report(state, s);
+  });
 }
 
 /// The same packed table from a permutation that sorts pairs by expert, in token-major order.
@@ -137,6 +168,16 @@ class sorted_table {
   std::vector<std::int32_t> pair_of_, row_of_, begin_;
 };
 
+void run_sort(benchmark::State& state, shape const& s,
+              void (sorted_table::*sort)(moe::routing const&)) {
+  auto const routings = make_routings(s);
+  sorted_table table(s);
+  run(state, s, 1, moe::cpu{}, routings, [&](moe::routing const& r) {
+    (table.*sort)(r);
+    benchmark::ClobberMemory();
+  });
+}
+
 void verify_against_sort(shape const& s) {
   moe::routing_buffer const r = make_routing(s);
   moe::table_buffer table({.T = s.T, .K = s.K, .E = s.E, .max_rows = s.T * s.K});
@@ -154,36 +195,23 @@ int const registered = [] {
     std::string const at =
         "/T:" + std::to_string(s.T) + "/E:" + std::to_string(s.E) + "/K:" + std::to_string(s.K);
     for (variant const& v : variants())
-      for (int threads : {1, 2})
+      for (int threads : {1, 2}) {
+        if (threads > 1 && s.T < 2048) continue;  // build_table would not wake the second
         benchmark::RegisterBenchmark(
             ("build_table/" + std::string(v.name) + at + "/threads:" + std::to_string(threads))
                 .c_str(),
             [s, v, threads](benchmark::State& state) {
               run_build_table(state, s, v.rules, threads);
             })
-            ->UseRealTime();
-    benchmark::RegisterBenchmark(("sort_words/packed" + at + "/threads:1").c_str(),
-                                 [s](benchmark::State& state) {
-                                   auto const r = make_routing(s);
-                                   sorted_table table(s);
-                                   for (auto _ : state) {
-                                     table.sort_words(r);
-                                     benchmark::ClobberMemory();
-                                   }
-                                   report(state, s);
-                                 })
-        ->UseRealTime();
-    benchmark::RegisterBenchmark(("stable_sort/packed" + at + "/threads:1").c_str(),
-                                 [s](benchmark::State& state) {
-                                   auto const r = make_routing(s);
-                                   sorted_table table(s);
-                                   for (auto _ : state) {
-                                     table.stable_sort(r);
-                                     benchmark::ClobberMemory();
-                                   }
-                                   report(state, s);
-                                 })
-        ->UseRealTime();
+            ->UseManualTime();
+      }
+    for (bool words : {true, false})
+      benchmark::RegisterBenchmark(
+          ((words ? "sort_words" : "stable_sort") + ("/packed" + at + "/threads:1")).c_str(),
+          [s, words](benchmark::State& state) {
+            run_sort(state, s, words ? &sorted_table::sort_words : &sorted_table::stable_sort);
+          })
+          ->UseManualTime();
   }
   return 0;
 }();

@@ -151,3 +151,18 @@ TEST_CASE("core/random: every argument counts, and streams do not collide") {
   CHECK(moe::random_bits({.id = 1, .row = 5, .seed = 1, .step = 1, .training = true}, stream::user,
                          3) == moe::random_bits(t, stream::user, 3));
 }
+
+TEST_CASE(
+    "core/random: a drawing token gives the token's numbers, in any order of elements and "
+    "streams") {
+  moe::token const t{.id = -5, .seed = 77, .step = 3};
+  moe::drawing_token draws(t);
+  for (std::uint32_t const index : {0u, 1u, 3u, 2u, 4u, 0u, 400u, 401u, 3u, (1u << 26) - 1})
+    for (auto const s : {moe::stream{0}, moe::stream::gumbel, moe::stream::noise}) {
+      CAPTURE(index);
+      CHECK(moe::random_bits(draws, s, index) == moe::random_bits(t, s, index));
+      CHECK(moe::uniform(draws, s, index) == moe::uniform(t, s, index));
+      CHECK(moe::gumbel(draws, s, index) == moe::gumbel(t, s, index));
+      CHECK(moe::normal(draws, s, index) == moe::normal(t, s, index));
+    }
+}

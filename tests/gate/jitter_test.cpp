@@ -91,9 +91,10 @@ TEST_CASE("gate/jitter: in place, with leading dimensions, into another type, an
 
 TEST_CASE("gate/jitter: bad input is refused") {
   std::vector<float> x(20), y(20);
-  auto const refusal = [&](moe::matrix_view<float> from, moe::matrix_view<float> to) {
+  auto const refusal = [&](moe::matrix_view<float> from, moe::matrix_view<float> to,
+                           float by = eps) {
     try {
-      moe::jitter(moe::cpu{}, from, eps, {}, to);
+      moe::jitter(moe::cpu{}, from, by, {}, to);
     } catch (moe::precondition_error const& e) {
       return std::string(e.what());
     }
@@ -104,4 +105,7 @@ TEST_CASE("gate/jitter: bad input is refused") {
   CHECK(refusal({x.data(), 4, 5, 4}, {y.data(), 4, 5}).find("ld = 4") != std::string::npos);
   CHECK(refusal({x.data(), 3, 5}, {x.data() + 5, 3, 5})
             .find("jitter: out is tokens or does not overlap it") == 0);
+  for (float const by : {-0.01f, 1.01f, std::nanf("")})
+    CHECK(refusal({x.data(), 4, 5}, {y.data(), 4, 5}, by).find("0 <= eps <= 1") !=
+          std::string::npos);
 }

@@ -85,10 +85,12 @@ TEST_CASE("gate/noisy: adds scale * noise to the logits in training only") {
   moe::noisy<moe::identity, given_noise> p{.scale = 3, .noise = {noise.data(), 3}};
   CHECK(moe_test::law_score(p, logits, training) == std::vector<float>{4, -4, none});
   CHECK(moe_test::law_score(p, logits, {}) == logits);
-  p.always = true;
+  p.when = moe::random_when::always;
   CHECK(moe_test::law_score(p, logits, {}) == std::vector<float>{4, -4, none});
   p.over_E = true;
   CHECK(moe_test::law_score(p, logits, {}) == std::vector<float>{2, 0, none});
+  p.when = moe::random_when::never;
+  CHECK(moe_test::law_score(p, logits, training) == logits);
 }
 
 TEST_CASE("gate/sampled: keeps the laws of select policies") {
@@ -109,10 +111,12 @@ TEST_CASE("gate/sampled: log of probabilities or logits plus noise, in training 
   // log p + noise = -0.51, -0.70, -0.30
   CHECK(selected(p, probabilities, training) == ids{2, 0, 1, -1});
   CHECK(selected(p, probabilities, {}) == ids{0, 1, 2, -1});
-  p.always = true;
+  p.when = moe::random_when::always;
   CHECK(selected(p, probabilities, {}) == ids{2, 0, 1, -1});
   p.by = moe::odds::exp_key;  // 0.6, 0.8, 2.1
   CHECK(selected(p, probabilities, training) == ids{2, 1, 0, -1});
+  p.when = moe::random_when::never;
+  CHECK(selected(p, probabilities, training) == ids{0, 1, 2, -1});
 }
 
 TEST_CASE("gate/sampled: a probability that underflowed to 0 is still a candidate, the last one") {
@@ -146,9 +150,11 @@ TEST_CASE("gate/sampled_second: the first choice is the best, the second is samp
   moe::sampled_second<given_noise> p{.by = moe::odds::exp_key, .noise = {noise.data(), 4}};
   CHECK(selected(p, logits, training) == ids{1, 3});  // 3 + 0 < 1 + 3
   CHECK(selected(p, logits, {}) == ids{1, 2});
-  p.always = true;
+  p.when = moe::random_when::always;
   CHECK(selected(p, logits, {}) == ids{1, 3});
   CHECK(selected(p, {none, 4, none, none}, training) == ids{1, -1});
+  p.when = moe::random_when::never;
+  CHECK(selected(p, logits, training) == ids{1, 2});
 }
 
 TEST_CASE("gate/random_second: withdraws the second choice when 2 w <= u") {
@@ -167,8 +173,10 @@ TEST_CASE("gate/random_second: withdraws the second choice when 2 w <= u") {
   CHECK(made.chosen.weight[1] == 0.25);
   u[0] = 1;
   CHECK(moe_test::law_gate(g, scores, {}).chosen.expert[1] == 0);
-  g.always = true;
+  g.when = moe::random_when::always;
   CHECK(moe_test::law_gate(g, scores, {}).chosen.expert[1] == -1);
+  g.when = moe::random_when::never;
+  CHECK(moe_test::law_gate(g, scores, training).chosen.expert[1] == 0);
 }
 
 TEST_CASE("gate/random_second: laws and gradients, with a second choice withdrawn or not") {

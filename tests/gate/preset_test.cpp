@@ -91,6 +91,7 @@ TEST_CASE("gate/preset: random overflow and sampling are off outside training un
       false));
   CHECK(differs(moe::gshard(), true));
   CHECK_FALSE(differs(moe::gshard(), false));
+  CHECK_FALSE(differs(moe::gshard({.random_routing = false}), true));
   CHECK(differs(moe::tutel_topk({.gate_noise = 1}), true));
   CHECK_FALSE(differs(moe::tutel_topk({.gate_noise = 1}), false));
   CHECK_FALSE(differs(moe::tutel_topk(), true));
@@ -161,6 +162,52 @@ TEST_CASE("gate/preset: no tokens") {
     CHECK(run.table.counts->kept == 0);
     CHECK(run.gradient({}, 1).empty());
   });
+}
+
+TEST_CASE("gate/preset: tokens without candidates and batches of masked ones choose nothing") {
+  std::vector<std::uint8_t> const masked(6, 0);
+  for_each_preset([&](auto const& preset) {
+    std::vector<float> const none(6 * 5, moe::no_score<float>);
+    preset_run const empty(preset, none, 5, moe::batch{.training = true});
+    CHECK(empty.table.counts->missing == 6 * empty.K);
+    preset_run const absent(preset, random_logits(6, 5, 9), 5,
+                            moe::batch{.training = true, .live = masked.data()});
+    CHECK(absent.table.counts->masked_tokens == 6);
+    for (auto const* run : {&empty, &absent}) {
+      CHECK(run->table.counts->kept == 0);
+      CHECK(run->loss == 0);
+      CHECK(run->weights == std::vector<float>(run->weights.size(), 0.0f));
+    }
+    CHECK(empty.gradient(std::vector<float>(empty.weights.size(), 1), 1) ==
+          std::vector<float>(none.size(), 0.0f));
+  });
+}
+
+TEST_CASE("gate/preset: one expert, as many choices as experts, logits at the end of float") {
+  auto const finite = [](auto const& preset, std::vector<float> const& logits, int E) {
+    for (bool const training : {false, true}) {
+      preset_run const run(preset, logits, E, moe::batch{.training = training});
+      CHECK(run.table.counts->missing == 0);
+      CHECK(std::isfinite(run.loss));
+      for (float w : run.weights) CHECK(std::isfinite(w));
+      for (float d : run.gradient(std::vector<float>(run.weights.size(), 1), 1))
+        CHECK(std::isfinite(d));
+    }
+  };
+  constexpr float most = std::numeric_limits<float>::max();
+  for (int const E : {1, 2, 16}) {
+    CAPTURE(E);
+    auto logits = random_logits(40, E, 10);
+    for (std::size_t i = 0; i < logits.size(); i += 3) logits[i] = i % 2 == 0 ? most : -most;
+    finite(moe::deepspeed_topk({.k = E}), logits, E);
+    finite(moe::tutel_topk({.k = E, .gate_noise = 1, .batch_prioritized_routing = true}), logits,
+           E);
+    finite(moe::deepspeed_top1({.noisy_gate_policy = moe::noisy_gate::rsample}), logits, E);
+    finite(moe::switch_transformer(), logits, E);
+    if (E < 2) continue;
+    finite(moe::deepspeed_top2(), logits, E);
+    finite(moe::gshard({.random_routing = false}), logits, E);
+  }
 }
 
 TEST_CASE("gate/preset: the same bits for any number of threads") {
@@ -234,7 +281,14 @@ TEST_CASE("gate/preset: refuses short scratch, shapes that disagree, options out
   CHECK_THROWS_WITH_AS(moe::deepspeed_topk({.k = 17}), doctest::Contains("top_k: 1 <= k <= MaxK"),
                        moe::precondition_error);
   CHECK_THROWS_WITH_AS(moe::tutel_topk({.gate_noise = -1}),
-                       doctest::Contains("tutel_topk: gate_noise >= 0"), moe::precondition_error);
+                       doctest::Contains("tutel_topk: 0 <= gate_noise <= 1e9; got gate_noise = -1"),
+                       moe::precondition_error);
+  CHECK_THROWS_AS(moe::tutel_topk({.gate_noise = 1e300}), moe::precondition_error);
+  CHECK_THROWS_AS(moe::tutel_topk({.gate_noise = std::nan("")}), moe::precondition_error);
+  for (float const jitter : {-0.01f, 1.01f, std::nanf("")})
+    CHECK_THROWS_WITH_AS(moe::switch_transformer({.jitter = jitter}),
+                         doctest::Contains("switch_transformer: 0 <= jitter <= 1"),
+                         moe::precondition_error);
   CHECK_THROWS_WITH_AS(moe::deepspeed_top1({.capacity_factor = 0}),
                        doctest::Contains("capacity::deepspeed"), moe::precondition_error);
   CHECK_THROWS_WITH_AS(moe::deepspeed_top1({.drop_tokens = false, .tensor_parallel = 0}),

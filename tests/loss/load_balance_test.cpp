@@ -206,6 +206,14 @@ TEST_CASE("loss/load_balance: refuses shapes that disagree and short scratch") {
       moe::load_balance_backward(moe::cpu{}, p.routing, {}, 1, p.scratch, d),
       doctest::Contains("load_balance_backward: dscores is [E]; got size = 4, E = 5"),
       moe::precondition_error);
+  moe::routing const no_experts{.T = 300, .K = 2, .E = 5};
+  CHECK_THROWS_WITH_AS(moe::load_balance(moe::cpu{}, p.view(), no_experts, {}, p.scratch),
+                       doctest::Contains("load_balance: the routing's expert is given"),
+                       moe::precondition_error);
+  std::vector<float> d5(5);
+  CHECK_THROWS_WITH_AS(moe::load_balance_backward(moe::cpu{}, no_experts, {}, 1, p.scratch, d5),
+                       doctest::Contains("load_balance_backward: the routing's expert is given"),
+                       moe::precondition_error);
   moe::buffer const small(p.scratch.size() - 2 * moe::memory::alignment);
   CHECK_THROWS_WITH_AS(
       p.routing.T >= 0 ? moe::load_balance(moe::cpu{}, p.view(), p.routing, {}, small) : 0,

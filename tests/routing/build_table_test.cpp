@@ -34,9 +34,23 @@ void check_equal(moe::routing_table const& table, moe_test::reference_table cons
   CHECK(*table.counts == want.counts);
 }
 
+/// A table full of what an earlier batch may have left there.
+moe::table_buffer used_table(moe::table_shape const& shape) {
+  moe::table_buffer table(shape);
+  moe::table_shape const& room = table.room;
+  std::int64_t const segments = static_cast<std::int64_t>(room.P) * room.sources;
+  std::fill_n(table.row_of, room.T * room.K, 12345);
+  std::fill_n(table.pair_of, room.max_rows, 12345);
+  std::fill_n(table.begin, segments + 1, 12345);
+  std::fill_n(table.used, segments, 12345);
+  std::fill_n(table.wanted, room.E, 12345);
+  table.counts->kept = table.counts->rows = 12345;
+  return table;
+}
+
 template <class V>
 void check_against_reference(moe::cpu const& exec, table_case<V> const& c) {
-  moe::table_buffer table(c.shape);
+  moe::table_buffer table = used_table(c.shape);
   moe::buffer scratch(build_table_scratch(exec, c.shape));
   build_table(exec, c.routing, c.rules, c.map, scratch, table);
   CHECK(moe_test::broken_law(c.routing, c.rules, c.map, table) == "");
@@ -181,6 +195,18 @@ TEST_CASE("routing/build_table: replicas take pairs in turn, and C each") {
   table = table_of(r, {.cap = moe::capacity::fixed(2)}, map);
   CHECK(list(table.pair_of, 5) == ids{1, 4, 2, 0, 3});
   CHECK(table.counts->dropped == 1);
+}
+
+TEST_CASE("routing/build_table: more physical experts than logical ones stay empty without a map") {
+  auto const r = routing_of(2, 1, {1, 0, 1});
+  moe::table_rules const rules{.rows = moe::layout::aligned, .align = 2};
+  moe::table_shape const shape{.T = 3, .K = 1, .E = 2, .P = 4, .max_rows = 6};
+  moe::table_buffer table = used_table(shape);
+  moe::buffer scratch(build_table_scratch(moe::cpu{}, shape));
+  build_table(moe::cpu{}, r, rules, {.P = 4}, scratch, table);
+  CHECK(list(table.begin, 5) == ids{0, 2, 4, 4, 4});
+  CHECK(list(table.used, 4) == ids{1, 2, 0, 0});
+  CHECK(list(table.pair_of, 6) == ids{1, -1, 0, 2, -1, -1});
 }
 
 TEST_CASE("routing/build_table: each source has its own segments and capacity") {

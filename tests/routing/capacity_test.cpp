@@ -76,6 +76,12 @@ TEST_CASE("routing/capacity: great values are cut to 32 bits") {
   CHECK(C(capacity::fixed(std::int64_t{1} << 40), 1, 1, 1) == most);
 }
 
+TEST_CASE("routing/capacity: is never negative, whatever a caller wrote into a rule") {
+  using kind = moe::capacity_rule::kind;
+  for (kind const rule : {kind::deepspeed, kind::gshard, kind::switch_transformer})
+    CHECK(C({.rule = rule, .factor = -2}, 100, 8, 2) == 0);
+}
+
 TEST_CASE("routing/capacity: factors and sizes that make no sense are refused") {
   using moe::precondition_error;
   CHECK_THROWS_WITH_AS(capacity::fixed(0), doctest::Contains("rows >= 1; got rows = 0"),

@@ -44,33 +44,68 @@ enum class stream : std::uint32_t {
   user = 64
 };
 
+/// The random bits of elements [4 * quarter, 4 * quarter + 4) of one token's stream.
+/// @pre quarter < 2^24.
+MOE_HOST_DEVICE constexpr philox_block random_block(token const& t, stream s,
+                                                    std::uint32_t quarter) noexcept {
+  // The token's 64-bit id, the step and (stream, quarter) are the counter; the seed is the key.
+  auto const id = static_cast<std::uint64_t>(t.id);
+  return philox({{static_cast<std::uint32_t>(id), static_cast<std::uint32_t>(id >> 32), t.step,
+                  (static_cast<std::uint32_t>(s) << 24) ^ quarter}},
+                static_cast<std::uint32_t>(t.seed), static_cast<std::uint32_t>(t.seed >> 32));
+}
+
+/// A token that keeps the block it drew from last: neighbouring elements of a stream, drawn one after
+/// another, cost a quarter. The numbers are those of the token itself.
+struct drawing_token : token {
+  MOE_HOST_DEVICE explicit constexpr drawing_token(token const& t) noexcept : token(t) {}
+
+  MOE_HOST_DEVICE constexpr std::uint32_t bits(stream s, std::uint32_t index) noexcept {
+    if (empty_ || s != stream_ || index >> 2 != quarter_) {
+      empty_ = false;
+      stream_ = s;
+      quarter_ = index >> 2;
+      block_ = random_block(*this, s, quarter_);
+    }
+    return block_.word[index & 3u];
+  }
+
+ private:
+  bool empty_ = true;
+  stream stream_{};
+  std::uint32_t quarter_ = 0;
+  philox_block block_{};
+};
+
 /// 32 random bits of element `index` of one token's stream. Does not depend on the number of
 /// threads or ranks, on the batch split, or on what else is drawn.
 /// @pre index < 2^26.
 MOE_HOST_DEVICE constexpr std::uint32_t random_bits(token const& t, stream s,
                                                     std::uint32_t index) noexcept {
-  // The token's 64-bit id, the step and (stream, index / 4) are the counter; the seed is the key.
-  auto const id = static_cast<std::uint64_t>(t.id);
-  philox_block const out =
-      philox({{static_cast<std::uint32_t>(id), static_cast<std::uint32_t>(id >> 32), t.step,
-               (static_cast<std::uint32_t>(s) << 24) ^ (index >> 2)}},
-             static_cast<std::uint32_t>(t.seed), static_cast<std::uint32_t>(t.seed >> 32));
-  return out.word[index & 3u];
+  return random_block(t, s, index >> 2).word[index & 3u];
+}
+MOE_HOST_DEVICE constexpr std::uint32_t random_bits(drawing_token& t, stream s,
+                                                    std::uint32_t index) noexcept {
+  return t.bits(s, index);
 }
 
 /// A number strictly between 0 and 1, an odd multiple of 2^-24: 0 and 1 are never drawn, so
 /// logarithms are finite and a random priority cannot lose a token.
-MOE_HOST_DEVICE constexpr float uniform(token const& t, stream s, std::uint32_t index) noexcept {
+/// @param t  A token, or a drawing_token.
+template <class Token = token const&>
+MOE_HOST_DEVICE constexpr float uniform(Token&& t, stream s, std::uint32_t index) noexcept {
   return static_cast<float>(2 * (random_bits(t, s, index) >> 9) + 1) * 0x1p-24f;
 }
 
 /// A standard Gumbel number: -log(-log(u)).
-MOE_HOST_DEVICE inline float gumbel(token const& t, stream s, std::uint32_t index) noexcept {
+template <class Token = token const&>
+MOE_HOST_DEVICE inline float gumbel(Token&& t, stream s, std::uint32_t index) noexcept {
   return -std::log(-std::log(uniform(t, s, index)));
 }
 
 /// A standard normal number (Box-Muller; elements 2i and 2i+1 share one pair of uniforms).
-MOE_HOST_DEVICE inline float normal(token const& t, stream s, std::uint32_t index) noexcept {
+template <class Token = token const&>
+MOE_HOST_DEVICE inline float normal(Token&& t, stream s, std::uint32_t index) noexcept {
   constexpr float two_pi = 6.28318530717958647692f;
   float const radius = std::sqrt(-2.0f * std::log(uniform(t, s, index & ~1u)));
   float const angle = two_pi * uniform(t, s, index | 1u);

@@ -11,17 +11,20 @@
 #include <moe/core/numeric.hpp>
 #include <moe/core/random.hpp>
 #include <moe/core/score_row.hpp>
+#include <moe/core/types.hpp>
 #include <moe/gate/row_copies.hpp>
 
 namespace moe::inline MOE_ABI {
 
 // Two policies of one gate that draw from the same stream draw the same numbers: give one of them
-// another stream.
+// another stream. A noise is not [[no_unique_address]]: nvcc 13.0 fails to lay out a gate of policies
+// whose last bytes are shared so.
 
 /// Uniform numbers strictly between 0 and 1.
 template <stream From = stream::noise>
 struct uniform_noise {
-  MOE_HOST_DEVICE constexpr float operator()(token const& t, int e) const noexcept {
+  template <class Token = token const&>
+  MOE_HOST_DEVICE constexpr float operator()(Token&& t, int e) const noexcept {
     return uniform(t, From, static_cast<std::uint32_t>(e));
   }
 };
@@ -29,7 +32,8 @@ struct uniform_noise {
 /// Standard Gumbel numbers, -log(-log(u)).
 template <stream From = stream::gumbel>
 struct gumbel_noise {
-  MOE_HOST_DEVICE float operator()(token const& t, int e) const noexcept {
+  template <class Token = token const&>
+  MOE_HOST_DEVICE float operator()(Token&& t, int e) const noexcept {
     return gumbel(t, From, static_cast<std::uint32_t>(e));
   }
 };
@@ -37,7 +41,8 @@ struct gumbel_noise {
 /// Standard normal numbers.
 template <stream From = stream::noise>
 struct normal_noise {
-  MOE_HOST_DEVICE float operator()(token const& t, int e) const noexcept {
+  template <class Token = token const&>
+  MOE_HOST_DEVICE float operator()(Token&& t, int e) const noexcept {
     return normal(t, From, static_cast<std::uint32_t>(e));
   }
 };
@@ -45,7 +50,14 @@ struct normal_noise {
 static_assert(noise_source<uniform_noise<>> && noise_source<gumbel_noise<>> &&
               noise_source<normal_noise<>>);
 
-/// Score(logits + scale * noise), in training only: selection, weights and losses see the noise.
+/// When a policy uses its noise.
+enum class random_when : std::uint8_t { never, in_training, always };
+
+MOE_HOST_DEVICE constexpr bool is_random(random_when when, token const& t) noexcept {
+  return when == random_when::always || (when == random_when::in_training && t.training);
+}
+
+/// Score(logits + scale * noise), unless told otherwise in training only: selection, weights and losses see the noise.
 /// Source: Tutel's gate_noise is {.scale = gate_noise, .over_E = true}.
 template <class Score, class Noise = normal_noise<>>
 struct noisy {
@@ -53,17 +65,19 @@ struct noisy {
 
   float scale = 1;
   bool over_E = false;  ///< Divide scale by the number of experts.
-  bool always = false;  ///< Add noise outside training, too.
+  random_when when = random_when::in_training;
   [[no_unique_address]] Score score{};
-  [[no_unique_address]] Noise noise{};
+  Noise noise{};
 
   template <score_row R>
     requires score_policy<Score, R>
   MOE_HOST_DEVICE constexpr void operator()(R& row, token const& t) const {
     using V = typename R::value_type;
-    if (t.training || always) {
+    if (is_random(when, t)) {
       V const factor = over_E ? V(scale) / V(row.size()) : V(scale);
-      row.transform([&](int e, V l) { return is_candidate(l) ? l + factor * V(noise(t, e)) : l; });
+      drawing_token draws(t);
+      row.transform(
+          [&](int e, V l) { return is_candidate(l) ? l + factor * V(noise(draws, e)) : l; });
     }
     score(row, t);
   }
@@ -84,23 +98,28 @@ enum class odds {
 
 namespace detail {
 
+/// The least odds of a candidate. (A variable: nvcc lets no device code call numeric_limits.)
+template <class V>
+inline constexpr V least_odds = std::numeric_limits<V>::min();
+
 /// key -> log(odds) + noise: the argmax is then a sample, the k highest one without replacement.
 template <score_row R, class Noise>
 MOE_HOST_DEVICE constexpr void perturb(R& keys, odds by, Noise const& noise, token const& t) {
   using V = typename R::value_type;
   // A probability that has underflowed to 0 stays a candidate, the last one to be drawn.
-  constexpr V least = std::numeric_limits<V>::min();
+  constexpr V least = least_odds<V>;
+  drawing_token draws(t);
   if (by == odds::key)
     keys.transform([&](int e, V p) {
-      return is_candidate(p) ? V(std::log(p > least ? p : least)) + V(noise(t, e)) : p;
+      return is_candidate(p) ? V(std::log(p > least ? p : least)) + V(noise(draws, e)) : p;
     });
   else
-    keys.transform([&](int e, V l) { return is_candidate(l) ? l + V(noise(t, e)) : l; });
+    keys.transform([&](int e, V l) { return is_candidate(l) ? l + V(noise(draws, e)) : l; });
 }
 
 }  // namespace detail
 
-/// Select by keys to which Gumbel noise is added, in training only: with top_k, k experts are
+/// Select by keys to which Gumbel noise is added: with top_k, k experts are
 /// sampled without replacement. The weights come from the clean scores.
 /// Source: Kool et al., "Stochastic beams and where to find them", 2019; DeepSpeed's RSample is
 /// sampled<top_k<1>>.
@@ -111,8 +130,8 @@ struct sampled {
 
   [[no_unique_address]] Select select{};
   odds by = odds::key;
-  bool always = false;  ///< Sample outside training, too.
-  [[no_unique_address]] Noise noise{};
+  random_when when = random_when::in_training;
+  Noise noise{};
 
   MOE_HOST_DEVICE constexpr int k() const noexcept { return select.k(); }
 
@@ -120,21 +139,21 @@ struct sampled {
     requires select_policy<Select, R>
   MOE_HOST_DEVICE constexpr void operator()(R& keys, choices<max_k, typename R::value_type>& chosen,
                                             token const& t) const {
-    if (t.training || always) detail::perturb(keys, by, noise, t);
+    if (is_random(when, t)) detail::perturb(keys, by, noise, t);
     select(keys, chosen, t);
   }
 };
 
-/// Two choices: the expert of the highest key, and one sampled from the others, in training only
-/// (otherwise the second highest). The weights come from the clean scores.
-/// Source: DeepSpeed's top-2 gate, which samples in evaluation, too: {.always = true}.
+/// Two choices: the expert of the highest key, and one sampled from the others (without noise the
+/// second highest). The weights come from the clean scores.
+/// Source: DeepSpeed's top-2 gate, which samples in evaluation, too: {.when = random_when::always}.
 template <class Noise = gumbel_noise<>>
 struct sampled_second {
   static constexpr int max_k = 2;
 
   odds by = odds::key;
-  bool always = false;  ///< Sample outside training, too.
-  [[no_unique_address]] Noise noise{};
+  random_when when = random_when::in_training;
+  Noise noise{};
 
   MOE_HOST_DEVICE constexpr int k() const noexcept { return 2; }
 
@@ -143,12 +162,12 @@ struct sampled_second {
                                             token const& t) const {
     chosen.k = 2;
     chosen.expert[0] = keys.pop_max(0, keys.size()).expert;
-    if (t.training || always) detail::perturb(keys, by, noise, t);
+    if (is_random(when, t)) detail::perturb(keys, by, noise, t);
     chosen.expert[1] = keys.pop_max(0, keys.size()).expert;
   }
 };
 
-/// A gate of two choices whose second is withdrawn at random, in training only: kept with
+/// A gate of two choices whose second is withdrawn at random: kept with
 /// probability min(1, 2 w[1]). The first weight stays as it is; a withdrawn choice has
 /// expert = -1 and weight 0, and takes no gradient, while w[0] still depends on both scores.
 /// Source: Lepikhin et al., "GShard", 2020, algorithm 1 (random routing).
@@ -160,8 +179,8 @@ struct random_second {
   static constexpr int copies = Gate::copies;
 
   [[no_unique_address]] Gate gate{};
-  bool always = false;  ///< Withdraw outside training, too.
-  [[no_unique_address]] Noise noise{};
+  random_when when = random_when::in_training;
+  Noise noise{};
 
   MOE_HOST_DEVICE constexpr int k() const noexcept { return gate.k(); }
 
@@ -171,7 +190,7 @@ struct random_second {
                                             token const& t) const {
     using V = typename R::value_type;
     gate(row, chosen, t);
-    if (chosen.k < 2 || !(t.training || always)) return;
+    if (chosen.k < 2 || !is_random(when, t)) return;
     if (V(2) * chosen.weight[1] <= V(noise(t, 0))) {
       chosen.expert[1] = -1;
       chosen.weight[1] = 0;

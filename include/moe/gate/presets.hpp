@@ -27,30 +27,6 @@ namespace moe::inline MOE_ABI {
 // is right, and docs/presets.md says how they differ. Every function takes a noise source last, for
 // callers who must draw the same numbers as somebody else.
 
-/// Selects by On while `on`, otherwise by Off: a policy that a run-time option turns on.
-template <class On, class Off>
-struct optional_select {
-  static_assert(On::max_k == Off::max_k);
-  static constexpr int max_k = On::max_k;
-  static constexpr int copies = row_copies<On> > row_copies<Off> ? row_copies<On> : row_copies<Off>;
-
-  bool on = true;
-  [[no_unique_address]] On when_on{};
-  [[no_unique_address]] Off when_off{};
-
-  MOE_HOST_DEVICE constexpr int k() const noexcept { return on ? when_on.k() : when_off.k(); }
-
-  template <score_row R>
-    requires select_policy<On, R> && select_policy<Off, R>
-  MOE_HOST_DEVICE constexpr void operator()(R& keys, choices<max_k, typename R::value_type>& chosen,
-                                            token const& t) const {
-    if (on)
-      when_on(keys, chosen, t);
-    else
-      when_off(keys, chosen, t);
-  }
-};
-
 namespace detail {
 
 struct deepspeed_capacity {
@@ -95,12 +71,12 @@ struct deepspeed_top1_options {
 template <noise_source Noise = gumbel_noise<>>
 constexpr auto deepspeed_top1(deepspeed_top1_options options = {}, Noise noise = {},
                               call_site site = call_site::here()) {
-  using select = optional_select<sampled<top_k<1>, Noise>, top_k<1>>;
-  using original = gate<softmax, select, as_scored>;
+  using original = gate<softmax, sampled<top_k<1>, Noise>, as_scored>;
+  bool const sample = options.noisy_gate_policy == noisy_gate::rsample;
   bool const jitter = options.noisy_gate_policy == noisy_gate::jitter;
   return preset<original>{
-      .gate = {.select = {.on = options.noisy_gate_policy == noisy_gate::rsample,
-                          .when_on = {.noise = noise}}},
+      .gate = {.select = {.when = sample ? random_when::in_training : random_when::never,
+                          .noise = noise}},
       .rules = {.rank = order::token_major,
                 .cap = detail::capacity_of(
                     {options.capacity_factor, options.eval_capacity_factor, options.min_capacity,
@@ -130,11 +106,12 @@ struct deepspeed_top2_options {
 template <noise_source Noise = gumbel_noise<>>
 constexpr auto deepspeed_top2(deepspeed_top2_options options = {}, Noise noise = {},
                               call_site site = call_site::here()) {
-  using select = optional_select<sampled_second<Noise>, top_k<2>>;
-  using original = gate<softmax, select, as_scored>;
+  using original = gate<softmax, sampled_second<Noise>, as_scored>;
+  random_when const when = !options.top2_2nd_expert_sampling ? random_when::never
+                           : options.sample_in_evaluation    ? random_when::always
+                                                             : random_when::in_training;
   return preset<original>{
-      .gate = {.select = {.on = options.top2_2nd_expert_sampling,
-                          .when_on = {.always = options.sample_in_evaluation, .noise = noise}}},
+      .gate = {.select = {.when = when, .noise = noise}},
       .rules = {.rank = order::choice_major,
                 .cap = detail::capacity_of(
                     {options.capacity_factor, options.eval_capacity_factor, options.min_capacity,
@@ -189,18 +166,20 @@ struct tutel_topk_options {
 /// Tutel's top-any gate: weights are normalised before dropping (one choice never), first choices
 /// rank before all second ones. The loss is its GShard loss; for is_gshard_loss = False see
 /// importance_and_load.
-/// @throws precondition_error unless 1 <= k <= 16 and gate_noise >= 0, or if a capacity option is out
+/// @throws precondition_error unless 1 <= k <= 16 and 0 <= gate_noise <= 1e9, or if a capacity option is out
 ///         of range.
 /// Source: Tutel, tutel/impls/moe_layer.py and fast_dispatch.py, `extract_critical`.
 template <noise_source Noise = normal_noise<>>
 constexpr auto tutel_topk(tutel_topk_options options = {}, Noise noise = {},
                           call_site site = call_site::here()) {
-  expects(options.gate_noise >= 0, "tutel_topk: gate_noise >= 0", site,
-          {{"gate_noise", options.gate_noise}});
+  expects(options.gate_noise >= 0 && options.gate_noise <= 1e9,
+          "tutel_topk: 0 <= gate_noise <= 1e9", site, {{"gate_noise", options.gate_noise}});
   using original = gate<noisy<softmax, Noise>, top_k<max_choices>, renormalised>;
   return preset<original>{
       .gate = {.score = {.scale = static_cast<float>(options.gate_noise),
                          .over_E = true,
+                         .when =
+                             options.gate_noise > 0 ? random_when::in_training : random_when::never,
                          .noise = noise},
                .select = top_k<max_choices>(options.k, site),
                .weigh = {.from_k = options.normalize_gate ? 2 : max_choices + 1}},
@@ -219,10 +198,12 @@ struct switch_transformer_options {
 };
 
 /// The Switch Transformer's gate: one expert, its probability is the weight, first come first served.
-/// @throws precondition_error if a capacity option is out of range.
+/// @throws precondition_error unless 0 <= jitter <= 1, or if a capacity option is out of range.
 /// Source: Fedus et al., "Switch transformers", 2021; Mesh TensorFlow for the rounding of C.
 constexpr auto switch_transformer(switch_transformer_options options = {},
                                   call_site site = call_site::here()) {
+  expects(options.jitter >= 0 && options.jitter <= 1, "switch_transformer: 0 <= jitter <= 1", site,
+          {{"jitter", options.jitter}});
   return preset<gate<softmax, top_k<1>, as_scored>>{
       .rules = {.rank = order::token_major,
                 .cap = capacity::switch_transformer({.factor = options.capacity_factor,
@@ -235,10 +216,11 @@ constexpr auto switch_transformer(switch_transformer_options options = {},
 struct gshard_options {
   double capacity_factor = 1.2;
   double eval_capacity_factor = 2.4;
+  bool random_routing = true;  ///< False: the second expert is always used.
 };
 
 /// GShard's gate: two experts, weights normalised over the two; in training the second is used with
-/// probability 2 w2; first choices rank before all second ones.
+/// probability 2 w2 (random routing); first choices rank before all second ones.
 /// @throws precondition_error if a capacity option is out of range.
 /// Source: Lepikhin et al., "GShard", 2020, algorithm 1; FastMoE for capacities.
 template <noise_source Noise = uniform_noise<stream::dispatch>>
@@ -246,7 +228,8 @@ constexpr auto gshard(gshard_options options = {}, Noise noise = {},
                       call_site site = call_site::here()) {
   using original = random_second<gate<softmax, top_k<2>, renormalised>, Noise>;
   return preset<original>{
-      .gate = {.noise = noise},
+      .gate = {.when = options.random_routing ? random_when::in_training : random_when::never,
+               .noise = noise},
       .rules = {.rank = order::choice_major,
                 .cap = capacity::gshard({.factor = options.capacity_factor,
                                          .eval_factor = options.eval_capacity_factor},

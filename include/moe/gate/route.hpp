@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -140,7 +141,7 @@ void route(cpu const& exec, Gate const& g, matrix_view<L> logits, batch const& t
       array_row<V> row(scores.absent() ? own : scores.row(t), E, &copies);
       bool const valid = detail::load_logits(logits.row(t), E, row.data());
       if (!valid)
-        row.transform([](int, V) { return no_score<V>; });
+        std::fill_n(row.data(), E, no_score<V>);
       else if (live || !scores.absent())
         g(row, chosen, tokens.at(t));
 
@@ -251,8 +252,9 @@ void route_backward(cpu const& exec, Gate const& g, matrix_view<L> logits,
       array_row<V> grad(own + E, E, &copies);
       V const* const dexpert = live || dscores.reaches_masked ? dscores.expert.data() : nullptr;
       V const* const dtoken = dscores.token.absent() ? nullptr : dscores.token.row(t);
-      grad.transform([=](int e, V) { return dexpert == nullptr ? V(0) : dexpert[e]; });
-      if (dtoken != nullptr) grad.transform([=](int e, V d) { return d + dtoken[e]; });
+      for (int e = 0; e < E; ++e) grad.data()[e] = dexpert == nullptr ? V(0) : dexpert[e];
+      if (dtoken != nullptr)
+        for (int e = 0; e < E; ++e) grad.data()[e] += dtoken[e];
       g.backward(row, made, dmade, grad, id);
       for (int e = 0; e < E; ++e) dl[e] = static_cast<D>(grad.at(e));
     }

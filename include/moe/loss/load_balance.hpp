@@ -126,7 +126,7 @@ constexpr std::size_t load_balance_scratch(std::int64_t T, int E) noexcept {
 /// @param routed   [T,K] in: `expert` as it was before anything was dropped, and the token mask.
 /// @param scratch  load_balance_scratch(T, E) bytes.
 /// @return The loss, unscaled; 0 if no token counts.
-/// @throws precondition_error if the shapes disagree or scratch is short.
+/// @throws precondition_error if the shapes disagree, ids are not given, or scratch is short.
 /// @note  Sums are in double and do not depend on the number of threads. Allocates nothing.
 /// @cost  Reads T*E scores and T*K ids.
 /// Example: T = 2, E = 2, scores {{0.8, 0.2}, {0.6, 0.4}}, both tokens choose expert 0:
@@ -139,6 +139,8 @@ double load_balance(cpu const& exec, std::type_identity_t<matrix_view<V const>> 
                     call_site site = call_site::here()) {
   expects(routed.E >= 1 && routed.K >= 1, "load_balance: routing has E >= 1 and K >= 1", site,
           {{"E", routed.E}, {"K", routed.K}});
+  expects(routed.expert != nullptr || routed.pairs() == 0,
+          "load_balance: the routing's expert is given", site);
   expects(scores.rows() == routed.T && scores.cols() == routed.E && scores.ld() >= scores.cols() &&
               (routed.T == 0 || !scores.absent()),
           "load_balance: scores is [T,E]", site,
@@ -159,7 +161,7 @@ double load_balance(cpu const& exec, std::type_identity_t<matrix_view<V const>> 
 ///
 /// @param dloss    Gradient of the objective with respect to the loss: its coefficient.
 /// @param dscores  [E] out: d objective / d scores(t, e), for any token t that counts; 0 if none does.
-/// @throws precondition_error if the shapes disagree or scratch is short.
+/// @throws precondition_error if the shapes disagree, ids are not given, or scratch is short.
 /// @note  Deterministic for any number of threads. Allocates nothing.
 /// @cost  Reads T*K ids.
 template <class V>
@@ -169,6 +171,8 @@ void load_balance_backward(cpu const& exec, basic_routing<V> const& routed,
                            call_site site = call_site::here()) {
   expects(routed.E >= 1 && routed.K >= 1, "load_balance_backward: routing has E >= 1 and K >= 1",
           site, {{"E", routed.E}, {"K", routed.K}});
+  expects(routed.expert != nullptr || routed.pairs() == 0,
+          "load_balance_backward: the routing's expert is given", site);
   expects(dscores.size() == routed.E, "load_balance_backward: dscores is [E]", site,
           {{"size", dscores.size()}, {"E", routed.E}});
   auto const sums = detail::sum_load(exec, matrix_view<V const>{}, routed, rule, scratch, site);

@@ -10,7 +10,10 @@
 #include <moe/core/execution.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/random.hpp>
-#include <moe/routing/detail/table_passes.hpp>
+#include <moe/routing/detail/count_pairs.hpp>
+#include <moe/routing/detail/lay_out_rows.hpp>
+#include <moe/routing/detail/place_pairs.hpp>
+#include <moe/routing/detail/table_build.hpp>
 #include <moe/routing/expert_map.hpp>
 #include <moe/routing/overflow.hpp>
 #include <moe/routing/routing.hpp>
@@ -122,20 +125,22 @@ void build_table(cpu const& exec, basic_routing<V> const& in, table_rules const&
   bool const by_score = rules.when_full == overflow::score;
   bool const ranked = rules.when_full == overflow::batch_prioritised;
   detail::check_table_arguments(in, rules, map, table, by_score || ranked, site);
-  detail::table_passes<V> passes(exec, in, rules, map, scratch, table, site);
-  if (ranked) passes.rank_tokens();
-  passes.count();
+  detail::table_build<V> build(exec, in, rules, map, scratch, table, site);
+  if (ranked) detail::rank_tokens(build);
+  detail::count_pairs(build);
+  detail::lay_out_rows(build);
   if (by_score) {
-    passes.place_by([&](std::int64_t i, std::int64_t, int, int) {
+    detail::place_pairs_by(build, [&](std::int64_t i, std::int64_t, int, int) {
       return static_cast<float>(in.rank_score(i));
     });
   } else if (rules.when_full == overflow::random) {
-    passes.place_by([&](std::int64_t, std::int64_t t, int, int e) {
+    detail::place_pairs_by(build, [&](std::int64_t, std::int64_t t, int, int e) {
       return uniform(in.tokens.at(t), stream::overflow, static_cast<std::uint32_t>(e));
     });
   } else {
-    passes.place();
+    detail::place_pairs(build);
   }
+  detail::list_pairs(build);
 }
 
 /// As above, without an expert map.
@@ -155,14 +160,16 @@ void build_table(cpu const& exec, basic_routing<V> const& in, table_rules const&
                  Overflow const& priority, expert_map const& map, memory scratch,
                  routing_table& table, call_site site = call_site::here()) {
   detail::check_table_arguments(in, rules, map, table, false, site);
-  detail::table_passes<V> passes(exec, in, rules, map, scratch, table, site);
-  passes.count();
-  passes.place_by([&](std::int64_t i, std::int64_t t, int j, int e) {
+  detail::table_build<V> build(exec, in, rules, map, scratch, table, site);
+  detail::count_pairs(build);
+  detail::lay_out_rows(build);
+  detail::place_pairs_by(build, [&](std::int64_t i, std::int64_t t, int j, int e) {
     routed_pair<V> pair{.token = in.tokens.at(t), .choice = j, .expert = e};
     if (in.weight != nullptr) pair.weight = in.weight[i];
     pair.score = in.score != nullptr ? in.score[i] : pair.weight;
     return static_cast<float>(priority(pair));
   });
+  detail::list_pairs(build);
 }
 
 /// As above, without an expert map.

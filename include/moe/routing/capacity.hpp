@@ -177,7 +177,7 @@ MOE_HOST_DEVICE inline std::int64_t rows_of(capacity_rule const& rule, std::int6
       C = C < rule.rows ? rule.rows : C;
       break;
   }
-  C = C < most ? C : most;
+  C = C < 0 ? 0 : C < most ? C : most;
   C = (C + rule.multiple - 1) / rule.multiple * rule.multiple;
   return C < most ? C : most;
 }
