@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 #include <random>
 #include <string>
+#include <support/instrumented.hpp>
 #include <support/reference_table.hpp>
 #include <support/table_case.hpp>
 #include <vector>
@@ -338,7 +339,7 @@ TEST_CASE("routing/build_table: a user's rule sees the pair and decides") {
 TEST_CASE("routing/build_table: a user's rule equals the slow reference on random cases") {
   draw random{std::mt19937(2)};
   moe::cpu const exec;
-  for (int n = 0; n < 500; ++n) {
+  for (int n = 0; n < moe_test::cases(500); ++n) {
     CAPTURE(n);
     table_case<float> c;
     fill(c, random);
@@ -416,7 +417,7 @@ TEST_CASE("routing/build_table: a capacity that comes out as 0 drops all pairs a
 
 TEST_CASE("routing/build_table: max_rows bounds all routings that choose no expert twice") {
   draw random{std::mt19937(6)};
-  for (int n = 0; n < 2000; ++n) {
+  for (int n = 0; n < moe_test::cases(2000); ++n) {
     CAPTURE(n);
     table_case<float> c;
     fill(c, random, {.hostile = false});
@@ -514,7 +515,7 @@ TEST_CASE("routing/build_table: bad input is refused with the rule and the value
 
 TEST_CASE("routing/build_table: the scratch size is enough for every rule") {
   draw random{std::mt19937(8)};
-  for (int n = 0; n < 300; ++n) {
+  for (int n = 0; n < moe_test::cases(300); ++n) {
     table_case<double> c;
     fill(c, random);
     moe::buffer scratch(build_table_scratch(moe::cpu{}, c.shape) + 1);
@@ -526,13 +527,13 @@ TEST_CASE("routing/build_table: the scratch size is enough for every rule") {
 
 TEST_CASE("routing/build_table: equals the slow reference on random cases") {
   draw random{std::mt19937(1)};
-  for (int n = 0; n < 4000; ++n) {
+  for (int n = 0; n < moe_test::cases(4000); ++n) {
     CAPTURE(n);
     table_case<float> c;
     fill(c, random, {.hostile = n % 2 == 0});
     check_against_reference(moe::cpu{}, c);
   }
-  for (int n = 0; n < 500; ++n) {
+  for (int n = 0; n < moe_test::cases(500); ++n) {
     CAPTURE(n);
     table_case<double> c;
     fill(c, random);
