@@ -728,8 +728,7 @@ std::vector<double> run_experts() {
   moe::ffn_shape const shape{3, 4, 5};
   std::int32_t const begin[] = {0, 3, 3}, used[] = {3, 0, 4};
   moe::row_segments const segments(3, begin, used);
-  auto const elements =
-      static_cast<std::size_t>(moe::ffn_elements<double>(shape, Activation::gated, true));
+  auto const elements = static_cast<std::size_t>(moe::ffn_elements(shape, Activation::gated, true));
   std::vector<double> values(elements), gradients(elements), x(28), dout(28), y(28), dx(28);
   double next = 0.1;
   for (auto* part : {&values, &x, &dout})

@@ -266,7 +266,7 @@ TEST_CASE(
     seen += value.size();
     for (std::int64_t i = 0; i < value.size(); ++i) value[i] -= 0.01 * gradient[i];
   });
-  CHECK(seen == moe::ffn_elements<double>({3, 6, 7}, true, true));
+  CHECK(seen == moe::ffn_elements({3, 6, 7}, true, true));
   l.experts.infer(moe::cpu{}, handle, l.tokens(), l.table(), l.weight,
                   moe::matrix_view<double>(l.out, 20, 6), l.forward_scratch);
   auto const want = l.expected();

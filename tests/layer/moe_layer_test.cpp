@@ -1,8 +1,8 @@
 // moe_layer: gradients with every preset and activation, a slow reference, laws, hooks, bad input.
 // SPDX-License-Identifier: MIT
 #include <cmath>
-#include <cstring>
 #include <doctest/doctest.h>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -10,65 +10,21 @@
 #include <moe/layer/moe_layer.hpp>
 
 #include "case.hpp"
+#include "support/refusal.hpp"
 
 namespace {
 
-using moe_test::any_gated;
-using moe_test::any_plain;
 using moe_test::experts_for;
 using moe_test::owned_layer;
+using moe_test::refusal;
+using moe_test::same_bits;
+using moe_test::says;
+using moe_test::small;
 
 template <class Preset, class Activation>
 using layer_of = moe::moe_layer<Preset, moe::ffn<Activation>>;
 template <class V, class Preset, class Activation>
 using owned = owned_layer<V, layer_of<Preset, Activation>>;
-
-constexpr moe::layer_shape small{.T = 6, .M = 3, .H = 4, .E = 4, .bias = true, .z_loss = true};
-
-struct count {
-  int layers = 0;
-  std::int64_t derivatives = 0, nonzero = 0, dropped = 0;
-};
-
-template <class Activation, class Preset>
-void check_activations(Preset const& preset, count& seen) {
-  for (int kind = 0; kind < 4; ++kind) {
-    CAPTURE(Activation::names[kind]);
-    layer_of<Preset, Activation> const layer(preset, experts_for(preset, Activation{kind}), small);
-    owned<double, Preset, Activation> c(layer, small.T, 300 + 7 * static_cast<unsigned>(kind));
-    std::uint8_t const live[] = {1, 1, 1, 0, 1, 1};
-    c.ids.live = live;
-    auto const result = moe_test::check_gradients(c);
-    CHECK(result.flipped == 0);
-    CHECK(result.worst < 2e-8);
-    ++seen.layers;
-    seen.derivatives += result.checked;
-    seen.nonzero += result.nonzero;
-    seen.dropped += result.dropped;
-  }
-}
-
-template <class V>
-bool same_bits(std::vector<V> const& a, std::vector<V> const& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(V)) == 0;
-}
-
-/// The text of the precondition_error that f throws.
-template <class F>
-std::string refusal(F const& f) {
-  try {
-    f();
-  } catch (moe::precondition_error const& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-bool says(std::string const& text, char const* part) {
-  INFO(text);
-  bool const found = text.find(part) != std::string::npos;
-  CHECK(found);
-  return found;
-}
 
 /// A dropless router of two softmax probabilities that are normalised over the two.
 auto two_of(bool weights_before = false) {
@@ -156,12 +112,10 @@ moe::layer_shape shape_of(std::int64_t T) {
 }  // namespace
 
 TEST_CASE("layer/moe_layer: gradients of every preset and activation") {
-  count seen;
-  moe_test::for_each_preset([&](char const* name, auto const& preset) {
-    CAPTURE(std::string(name));
-    check_activations<any_plain>(preset, seen);
-    check_activations<any_gated>(preset, seen);
-  });
+  auto const seen =
+      moe_test::check_all_gradients([](auto const& preset, auto const& experts, auto const& check) {
+        check(moe::moe_layer(preset, experts, small));
+      });
   CHECK(seen.layers == moe_test::all_presets * 8);
   std::int64_t const plain = 12 + 4 * (2 * 12 + 4 + 3) + 18;
   std::int64_t const gated = 12 + 4 * (3 * 12 + 2 * 4 + 3) + 18;

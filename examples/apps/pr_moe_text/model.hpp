@@ -200,17 +200,14 @@ class model {
   attention<V> heads() const { return {shape_.S, shape_.heads, shape_.M / shape_.heads}; }
 
   void multiply(moe::matrix_view<V const> a, moe::stacked_view<V const> b, moe::matrix_view<V> c) {
-    std::int32_t const begin = 0, used = static_cast<std::int32_t>(T_);
-    moe::builtin_gemm::forward<V>(exec_, a, b, {}, {1, &begin, &used}, c, gemm_);
+    moe::builtin_gemm::forward<V>(exec_, a, b, {}, moe::all_rows(T_), c, gemm_);
   }
   void multiply_backward(moe::matrix_view<V const> a, moe::stacked_view<V const> b,
                          moe::matrix_view<V const> dc, moe::matrix_view<V> da,
                          moe::stacked_view<V> db) {
-    std::int32_t const begin = 0, used = static_cast<std::int32_t>(T_);
-    moe::builtin_gemm::weight_gradient<V>(exec_, a, dc, {1, &begin, &used}, moe::update::assign, db,
-                                          gemm_);
-    moe::builtin_gemm::input_gradient<V>(exec_, dc, b, {1, &begin, &used}, moe::update::assign, da,
-                                         gemm_);
+    moe::all_rows const all(T_);
+    moe::builtin_gemm::weight_gradient<V>(exec_, a, dc, all, moe::update::assign, db, gemm_);
+    moe::builtin_gemm::input_gradient<V>(exec_, dc, b, all, moe::update::assign, da, gemm_);
   }
   void add(std::vector<V>& to, std::vector<V> const& from) {
     exec_.split(static_cast<std::int64_t>(to.size()), 4096,

@@ -57,7 +57,6 @@ struct ffn_weights {
 
 /// Elements that P experts need, and views of them carved from one array: up, gate, down, then the biases.
 /// @param gated, bias  Which parts there are.
-template <class V>
 constexpr std::int64_t ffn_elements(ffn_shape const& shape, bool gated, bool bias) noexcept {
   std::int64_t const inputs = gated ? 2 : 1;
   return shape.P * ((inputs + 1) * shape.M * shape.H + (bias ? inputs * shape.H + shape.M : 0));

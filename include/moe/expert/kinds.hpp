@@ -237,19 +237,4 @@ void add_shared_rows(cpu const& exec, matrix_view<std::type_identity_t<V> const>
   });
 }
 
-/// All T rows of a matrix as the one segment of one expert. Owns its two numbers.
-class all_rows {
- public:
-  /// @throws precondition_error unless T fits 32-bit ids.
-  explicit all_rows(std::int64_t T, call_site site = call_site::here())
-      : used_(static_cast<std::int32_t>(T)) {
-    expects(T >= 0 && T <= 0x7fffffff, "all_rows: 0 <= T < 2^31", site, {{"T", T}});
-  }
-  operator row_segments() const noexcept { return {1, &begin_, &used_}; }
-
- private:
-  std::int32_t begin_ = 0;
-  std::int32_t used_;
-};
-
 }  // namespace moe::inline MOE_ABI

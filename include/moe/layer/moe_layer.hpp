@@ -19,6 +19,7 @@
 #include <moe/dispatch/update.hpp>
 #include <moe/expert/ffn.hpp>
 #include <moe/expert/grouped_gemm.hpp>
+#include <moe/expert/segments.hpp>
 #include <moe/gate/jitter.hpp>
 #include <moe/gate/preset.hpp>
 #include <moe/layer/layer_types.hpp>
@@ -83,7 +84,7 @@ class moe_layer {
 
   /// Elements of all parameters.
   std::int64_t parameter_elements() const noexcept {
-    return shape_.M * shape_.E + ffn_elements<float>(expert_shape(), Experts::gated, shape_.bias);
+    return shape_.M * shape_.E + ffn_elements(expert_shape(), Experts::gated, shape_.bias);
   }
   /// Views of the parameters, or of gradients, in one array of parameter_elements(): router, experts.
   template <class V>
@@ -282,10 +283,9 @@ class moe_layer {
   void project_router(cpu const& exec, matrix_view<V const> router, matrix_view<V const> tokens,
                       batch const& ids, matrix_view<V> logits, memory scratch,
                       call_site site) const {
-    std::int32_t const begin = 0, used = static_cast<std::int32_t>(tokens.rows());
     matrix_view<V const> const input = jittered(exec, tokens, ids, scratch, site);
-    builtin_gemm::forward<V>(exec, input, one(router), {}, {1, &begin, &used}, logits, scratch,
-                             site);
+    builtin_gemm::forward<V>(exec, input, stacked_view(router), {}, all_rows(tokens.rows(), site),
+                             logits, scratch, site);
   }
 
   /// dtokens += the gradient through the router; drouter is assigned or added to.
@@ -293,17 +293,17 @@ class moe_layer {
   void unproject_router(cpu const& exec, matrix_view<V const> router, matrix_view<V const> tokens,
                         batch const& ids, matrix_view<V> dlogits, matrix_view<V> dtokens,
                         matrix_view<V> drouter, update how, memory scratch, call_site site) const {
-    std::int32_t const begin = 0, used = static_cast<std::int32_t>(tokens.rows());
-    row_segments const all(1, &begin, &used);
+    all_rows const all(tokens.rows(), site);
     matrix_view<V const> const input = jittered(exec, tokens, ids, scratch, site);
-    builtin_gemm::weight_gradient<V>(exec, input, dlogits, all, how, one(drouter), scratch, site);
+    builtin_gemm::weight_gradient<V>(exec, input, dlogits, all, how, stacked_view(drouter), scratch,
+                                     site);
     if (!jitters(ids))
-      return builtin_gemm::input_gradient<V>(exec, dlogits, one(router), all, update::add, dtokens,
-                                             scratch, site);
+      return builtin_gemm::input_gradient<V>(exec, dlogits, stacked_view(router), all, update::add,
+                                             dtokens, scratch, site);
     std::int64_t const T = tokens.rows(), M = shape_.M;
     matrix_view<V> const dinput(take<V>(scratch, T * M, site), T, M);
-    builtin_gemm::input_gradient<V>(exec, dlogits, one(router), all, update::assign, dinput,
-                                    scratch, site);
+    builtin_gemm::input_gradient<V>(exec, dlogits, stacked_view(router), all, update::assign,
+                                    dinput, scratch, site);
     jitter_backward(exec, dinput, preset_.input_jitter, ids, dinput, site);
     exec.split(T, 64, [&](std::int64_t first, std::int64_t last, int) {
       for (std::int64_t t = first; t < last; ++t)
@@ -320,12 +320,6 @@ class moe_layer {
     matrix_view<V> const out(take<V>(scratch, T * shape_.M, site), T, shape_.M);
     jitter(exec, tokens, preset_.input_jitter, ids, out, site);
     return out;
-  }
-
-  template <class V>
-  static stacked_view<V> one(matrix_view<V> matrix) noexcept {
-    return {matrix.data(), 1,           matrix.rows(),
-            matrix.cols(), matrix.ld(), matrix.rows() * matrix.ld()};
   }
 
   /// What experts_.forward does, in three steps with the hooks between them.

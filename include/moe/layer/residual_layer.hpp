@@ -15,6 +15,8 @@
 #include <moe/core/view.hpp>
 #include <moe/dispatch/update.hpp>
 #include <moe/expert/ffn.hpp>
+#include <moe/expert/grouped_gemm.hpp>
+#include <moe/expert/segments.hpp>
 #include <moe/layer/layer_types.hpp>
 #include <moe/layer/moe_layer.hpp>
 
@@ -92,8 +94,7 @@ class residual_layer {
   residual_mix mix() const noexcept { return mix_; }
 
   std::int64_t parameter_elements() const noexcept {
-    return moe_.parameter_elements() +
-           ffn_elements<float>(fixed_shape(), Experts::gated, shape().bias) +
+    return moe_.parameter_elements() + ffn_elements(fixed_shape(), Experts::gated, shape().bias) +
            (learned() ? 2 * shape().M + 2 : 0);
   }
   /// In one array: the parameters of the moe_layer, of the fixed expert, and of the mix.
@@ -103,7 +104,7 @@ class residual_layer {
     weights.moe = moe_.carve(data);
     data += moe_.parameter_elements();
     weights.fixed = carve_ffn(data, fixed_shape(), Experts::gated, shape().bias);
-    data += ffn_elements<float>(fixed_shape(), Experts::gated, shape().bias);
+    data += ffn_elements(fixed_shape(), Experts::gated, shape().bias);
     if (learned()) {
       weights.mix = {data, shape().M, 2};
       weights.mix_bias = {data + 2 * shape().M, 2};
@@ -173,9 +174,8 @@ class residual_layer {
     matrix_view<V> const fixed_out = learned()
                                          ? matrix_view<V>(saved.fixed_out.data(), T, M)
                                          : matrix_view<V>(take<V>(scratch, T * M, site), T, M);
-    one_segment const all(T);
     fixed_.template forward_rows<V>(exec, fixed_.prepare(parameters.fixed, site), tokens,
-                                    all.segments(), fixed_out, saved.fixed, scratch, site);
+                                    all_rows(T, site), fixed_out, saved.fixed, scratch, site);
     if (!learned()) {
       each_token(exec, T, [&](std::int64_t t) {
         for (std::int64_t m = 0; m < M; ++m) out(t, m) += fixed_out(t, m);
@@ -224,15 +224,15 @@ class residual_layer {
     moe_.backward(exec, parameters.moe, tokens, dmoe, losses, saved.moe, dtokens, gradients.moe,
                   how, scratch, site);
 
-    one_segment const all(T);
+    all_rows const all(T, site);
     matrix_view<V> const dinput(take<V>(scratch, T * M, site), T, M);
     fixed_.template backward_rows<V>(exec, fixed_.prepare(parameters.fixed, site), dfixed, {},
-                                     tokens, all.segments(), saved.fixed, dinput, {},
-                                     gradients.fixed, how, scratch, site);
+                                     tokens, all, saved.fixed, dinput, {}, gradients.fixed, how,
+                                     scratch, site);
     if (learned()) {
-      builtin_gemm::weight_gradient<V>(exec, tokens, dc, all.segments(), how, one(gradients.mix),
+      builtin_gemm::weight_gradient<V>(exec, tokens, dc, all, how, stacked_view(gradients.mix),
                                        scratch, site);
-      builtin_gemm::input_gradient<V>(exec, dc, one(parameters.mix), all.segments(), update::add,
+      builtin_gemm::input_gradient<V>(exec, dc, stacked_view(parameters.mix), all, update::add,
                                       dinput, scratch, site);
       double sums[2] = {};
       for (std::int64_t t = 0; t < T; ++t)
@@ -247,16 +247,6 @@ class residual_layer {
   }
 
  private:
-  /// T rows of one expert.
-  class one_segment {
-   public:
-    explicit one_segment(std::int64_t T) noexcept : used_(static_cast<std::int32_t>(T)) {}
-    row_segments segments() const noexcept { return {1, &begin_, &used_}; }
-
-   private:
-    std::int32_t begin_ = 0, used_;
-  };
-
   bool learned() const noexcept { return mix_ == residual_mix::learned; }
   ffn_shape fixed_shape() const noexcept { return {1, shape().M, fixed_hidden_}; }
 
@@ -279,10 +269,6 @@ class residual_layer {
   static V* take(memory& scratch, std::int64_t count, call_site site) {
     return scratch.take<V>(count, "residual_layer: scratch holds scratch_bytes<V>(exec)", site);
   }
-  template <class V>
-  static stacked_view<V> one(matrix_view<V> m) noexcept {
-    return {m.data(), 1, m.rows(), m.cols(), m.ld(), m.rows() * m.ld()};
-  }
   template <class F>
   static void each_token(cpu const& exec, std::int64_t T, F const& f) {
     exec.split(T, 64, [&](std::int64_t first, std::int64_t last, int) {
@@ -295,10 +281,9 @@ class residual_layer {
   void project_mix(cpu const& exec, residual_weights<V const> const& parameters,
                    matrix_view<V const> tokens, matrix_view<V> c, memory scratch,
                    call_site site) const {
-    one_segment const all(tokens.rows());
-    builtin_gemm::forward<V>(exec, tokens, one(parameters.mix),
-                             matrix_view<V const>(parameters.mix_bias.data(), 1, 2), all.segments(),
-                             c, scratch, site);
+    builtin_gemm::forward<V>(exec, tokens, stacked_view(parameters.mix),
+                             matrix_view<V const>(parameters.mix_bias.data(), 1, 2),
+                             all_rows(tokens.rows(), site), c, scratch, site);
     each_token(exec, tokens.rows(), [&](std::int64_t t) {
       V const share = V(1) / (V(1) + moe::exp(c(t, 1) - c(t, 0)));
       c(t, 0) = share;
