@@ -140,16 +140,15 @@ void run(benchmark::State& state, pass what) {
 
   // The obvious way: all experts on all tokens, then the weighted sum.
   std::vector<float> all(what == pass::dense ? tokens.size() : 0), sums(all.size());
+  moe::ffn<moe::swiglu, timed<Gemm>> const unsaved{.recompute = true};
   moe::buffer const dense_scratch(
-      what == pass::dense ? experts.template forward_scratch_bytes<float>(exec, {1, M, H}, T) +
-                                experts.template saved_bytes<float>(moe::ffn_shape{1, M, H}, T)
-                          : 0);
+      what == pass::dense ? unsaved.template forward_scratch_bytes<float>(exec, {1, M, H}, T) : 0);
   auto const dense = [&] {
     std::fill(sums.begin(), sums.end(), 0.0f);
     for (int e = 0; e < E; ++e) {
       moe::matrix_view<float> const rows(all, T, M);
-      experts.template infer_rows<float>(exec, experts.prepare(parameters.experts.expert(e)), x,
-                                         moe::all_rows(T), rows, dense_scratch);
+      unsaved.forward_rows(exec, unsaved.prepare(parameters.experts.expert(e)), x, moe::all_rows(T),
+                           rows, {}, dense_scratch);
       for (std::int64_t i = 0; i < T * K; ++i)
         if (saved.routed.expert[i] == e)
           for (std::int64_t m = 0; m < M; ++m)

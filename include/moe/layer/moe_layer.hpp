@@ -58,10 +58,14 @@ struct layer_saved {
 ///                    layer.carve(gradients.data()), moe::update::assign, scratch);
 ///
 /// @tparam Preset   A `preset<Gate, Overflow>`.
-/// @tparam Experts  An `experts` model whose parameters are ffn_weights: `ffn<Activation, Gemm>`.
+/// @tparam Experts  Any model of `experts`: `ffn<Activation, Gemm>`, or the user's own.
 template <class Preset, class Experts>
 class moe_layer {
  public:
+  /// Its parameters, or their gradients.
+  template <class V>
+  using weights = layer_weights<V, typename Experts::template parameters<V>>;
+
   /// @throws precondition_error unless T >= 0, M, H, E >= 1 and k of the gate <= E; or if the preset
   ///         applies weights before the experts and the experts do not, or the other way round.
   moe_layer(Preset const& router, Experts const& experts, layer_shape const& shape,
@@ -72,10 +76,12 @@ class moe_layer {
             {{"T", shape.T}, {"M", shape.M}, {"H", shape.H}, {"E", shape.E}});
     expects(K() >= 1 && K() <= shape.E, "moe_layer: 1 <= K <= E", site,
             {{"K", K()}, {"E", shape.E}});
-    expects((router.apply == weights_apply::before_experts) == experts.weights_before,
+    bool experts_before = false;
+    if constexpr (requires { experts.weights_before; }) experts_before = experts.weights_before;
+    expects((router.apply == weights_apply::before_experts) == experts_before,
             "moe_layer: preset and experts agree on where weights apply", site,
             {{"preset before experts", router.apply == weights_apply::before_experts},
-             {"experts.weights_before", experts.weights_before}});
+             {"experts.weights_before", experts_before}});
   }
 
   layer_shape const& shape() const noexcept { return shape_; }
@@ -84,13 +90,13 @@ class moe_layer {
 
   /// Elements of all parameters.
   std::int64_t parameter_elements() const noexcept {
-    return shape_.M * shape_.E + ffn_elements(expert_shape(), Experts::gated, shape_.bias);
+    return shape_.M * shape_.E + experts_.parameter_elements(expert_shape(), shape_.bias);
   }
   /// Views of the parameters, or of gradients, in one array of parameter_elements(): router, experts.
   template <class V>
-  layer_weights<V> carve(V* data) const noexcept {
+  weights<V> carve(V* data) const noexcept {
     return {matrix_view<V>(data, shape_.M, shape_.E),
-            carve_ffn(data + shape_.M * shape_.E, expert_shape(), Experts::gated, shape_.bias)};
+            experts_.carve(data + shape_.M * shape_.E, expert_shape(), shape_.bias)};
   }
 
   /// Bytes from forward to backward.
@@ -148,12 +154,12 @@ class moe_layer {
   /// @note  Allocates nothing. Bitwise the same for any number of threads. Counts of dropped tokens,
   ///        NaN and so on are in saved.table.counts.
   template <class V, class Hooks = no_hooks>
-  layer_losses forward(cpu const& exec,
-                       std::type_identity_t<layer_weights<V const>> const& parameters,
+  layer_losses forward(cpu const& exec, std::type_identity_t<weights<V const>> const& parameters,
                        std::type_identity_t<matrix_view<V const>> tokens, batch const& ids,
                        std::type_identity_t<matrix_view<V>> out, layer_saved<V>& saved,
                        memory scratch, Hooks&& hooks = {},
                        call_site site = call_site::here()) const {
+    static_assert(experts<Experts, V>);
     std::int64_t const T = tokens.rows();
     expect_arguments(parameters.router, tokens, out, saved, site);
     saved.filled = false;
@@ -163,12 +169,12 @@ class moe_layer {
     if constexpr (requires { hooks.logits(logits); }) hooks.logits(logits);
 
     saved.routed.T = T;
-    vector_view<V> const weights(saved.weights, T * K());
+    vector_view<V> const kept(saved.weights, T * K());
     layer_losses losses;
     losses.balance = apply_preset(exec, preset_, logits, ids, {}, scratch, saved.routed,
-                                  saved.table, weights, site);
+                                  saved.table, kept, site);
     if (shape_.z_loss) losses.z = z_loss(exec, logits, ids, scratch, site);
-    vector_view<V const> const pair_weights = weights;
+    vector_view<V const> const pair_weights = kept;
     if constexpr (requires { hooks.routed(saved.routed, saved.table, pair_weights); })
       hooks.routed(saved.routed, saved.table, pair_weights);
 
@@ -178,8 +184,8 @@ class moe_layer {
     if constexpr (sees_rows)
       run_experts_seen(exec, handle, tokens, saved, pair_weights, out, scratch, hooks, site);
     else
-      experts_.template forward<V>(exec, handle, tokens, saved.table, pair_weights, out,
-                                   saved.experts, scratch, site);
+      experts_.forward(exec, handle, tokens, saved.table, pair_weights, out, saved.experts, scratch,
+                       site);
     if constexpr (requires { hooks.output(matrix_view<V const>(out)); })
       hooks.output(matrix_view<V const>(out));
     saved.filled = true;
@@ -200,11 +206,11 @@ class moe_layer {
   /// @note  Which expert, which row and what is dropped are constants. Allocates nothing. Bitwise the
   ///        same for any number of threads.
   template <class V>
-  void backward(cpu const& exec, std::type_identity_t<layer_weights<V const>> const& parameters,
+  void backward(cpu const& exec, std::type_identity_t<weights<V const>> const& parameters,
                 std::type_identity_t<matrix_view<V const>> tokens,
                 std::type_identity_t<matrix_view<V const>> dout, loss_weights const& losses,
                 layer_saved<V> const& saved, std::type_identity_t<matrix_view<V>> dtokens,
-                std::type_identity_t<layer_weights<V>> const& gradients, update how, memory scratch,
+                std::type_identity_t<weights<V>> const& gradients, update how, memory scratch,
                 call_site site = call_site::here()) const {
     std::int64_t const T = tokens.rows(), M = shape_.M;
     expect_arguments(parameters.router, tokens, dtokens, saved, site);
@@ -223,9 +229,9 @@ class moe_layer {
     matrix_view<V> const dlogits(take<V>(scratch, T * shape_.E, site), T, shape_.E);
     vector_view<V> const dweights(take<V>(scratch, T * K(), site), T * K());
     auto const handle = experts_.prepare(parameters.experts, site);
-    experts_.template backward<V>(exec, handle, dout, tokens, saved.table,
-                                  vector_view<V const>(saved.weights, T * K()), saved.experts,
-                                  dtokens, dweights, gradients.experts, how, scratch, site);
+    experts_.backward(exec, handle, dout, tokens, saved.table,
+                      vector_view<V const>(saved.weights, T * K()), saved.experts, dtokens,
+                      dweights, gradients.experts, how, scratch, site);
 
     matrix_view<V const> const logits(saved.logits.data(), T, shape_.E);
     apply_preset_backward(exec, preset_, logits, saved.routed, saved.table, dweights,
@@ -325,27 +331,29 @@ class moe_layer {
   /// What experts_.forward does, in three steps with the hooks between them.
   template <class V, class Handle, class Hooks>
   void run_experts_seen(cpu const& exec, Handle const& handle, matrix_view<V const> tokens,
-                        layer_saved<V>& saved, vector_view<V const> weights, matrix_view<V> out,
+                        layer_saved<V>& saved, vector_view<V const> kept, matrix_view<V> out,
                         memory scratch, Hooks&& hooks, call_site site) const {
+    static_assert(row_experts<Experts, V>, "moe_layer: hooks see rows of row_experts alone");
     routing_table const& table = saved.table;
     std::int64_t const N = table.max_rows, M = shape_.M;
     bool const before = preset_.apply == weights_apply::before_experts;
     matrix_view<V> const in(take<V>(scratch, N * M, site), N, M);
     matrix_view<V> const done(take<V>(scratch, N * M, site), N, M);
     if (before)
-      dispatch<V>(exec, tokens, table, weights, in, site);
+      dispatch<V>(exec, tokens, table, kept, in, site);
     else
       dispatch<V>(exec, tokens, table, in, site);
     auto const seen = [&](matrix_view<V> rows) {
       return matrix_view<V const>(rows.data(), table.counts->rows, M);
     };
     if constexpr (requires { hooks.rows_in(seen(in)); }) hooks.rows_in(seen(in));
-    experts_.template forward_rows<V>(exec, handle, in, table, done, saved.experts, scratch, site);
+    experts_.forward_rows(exec, handle, matrix_view<V const>(in), row_segments(table), done,
+                          saved.experts, scratch, site);
     if constexpr (requires { hooks.rows_out(seen(done)); }) hooks.rows_out(seen(done));
     if (before)
       combine<V>(exec, done, table, out, update::assign, site);
     else
-      combine<V>(exec, done, table, weights, tokens, out, update::assign, site);
+      combine<V>(exec, done, table, kept, tokens, out, update::assign, site);
   }
 
   Preset preset_;
