@@ -125,7 +125,7 @@ struct ffn {
     auto const activated =
         detail::take_rows<V>(scratch, rows.rows(), w.shape().H, scratch_rule, site);
     project(exec, w, rows, segments, hidden, scratch, site);
-    detail::activate<V>(exec, act, segments, hidden.up, hidden.gate, activated);
+    detail::activate(exec, act, segments, hidden, activated);
     Gemm::template forward<V>(exec, activated, w.down, w.down_bias, segments, out, scratch, site);
   }
 
