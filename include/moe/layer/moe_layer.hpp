@@ -12,6 +12,7 @@
 #include <moe/core/cpu.hpp>
 #include <moe/core/error.hpp>
 #include <moe/core/memory.hpp>
+#include <moe/core/numeric.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/view.hpp>
 #include <moe/dispatch/combine.hpp>
@@ -136,8 +137,9 @@ class moe_layer {
     memory_size size;
     size.add<V>(shape_.T * shape_.E);
     size.add<V>(shape_.T * K());
-    for (int i = 0; i < 2; ++i) size.add<V>(shape_.T * shape_.M);  // jittered input, its gradient
-    for (int i = 0; i < 2; ++i) size.add<V>(rows * shape_.M);      // rows, when hooks see them
+    // The router's input: jittered, of valid tokens alone; its gradient.
+    for (int i = 0; i < 3; ++i) size.add<V>(shape_.T * shape_.M);
+    for (int i = 0; i < 2; ++i) size.add<V>(rows * shape_.M);  // rows, when hooks see them
     return size.bytes() + steps;
   }
 
@@ -238,8 +240,8 @@ class moe_layer {
                           losses.balance, scratch, dlogits, site);
     batch const& ids = saved.routed.tokens;
     if (losses.z != 0) z_loss_backward(exec, logits, ids, losses.z, scratch, dlogits, site);
-    unproject_router(exec, parameters.router, tokens, ids, dlogits, dtokens, gradients.router, how,
-                     scratch, site);
+    unproject_router(exec, parameters.router, tokens, ids, logits, dlogits, dtokens,
+                     gradients.router, how, scratch, site);
   }
 
  private:
@@ -297,10 +299,11 @@ class moe_layer {
   /// dtokens += the gradient through the router; drouter is assigned or added to.
   template <class V>
   void unproject_router(cpu const& exec, matrix_view<V const> router, matrix_view<V const> tokens,
-                        batch const& ids, matrix_view<V> dlogits, matrix_view<V> dtokens,
-                        matrix_view<V> drouter, update how, memory scratch, call_site site) const {
+                        batch const& ids, matrix_view<V const> logits, matrix_view<V> dlogits,
+                        matrix_view<V> dtokens, matrix_view<V> drouter, update how, memory scratch,
+                        call_site site) const {
     all_rows const all(tokens.rows(), site);
-    matrix_view<V const> const input = jittered(exec, tokens, ids, scratch, site);
+    matrix_view<V const> const input = valid_input(exec, tokens, ids, logits, scratch, site);
     builtin_gemm::weight_gradient<V>(exec, input, dlogits, all, how, stacked_view(drouter), scratch,
                                      site);
     if (!jitters(ids))
@@ -325,6 +328,32 @@ class moe_layer {
     std::int64_t const T = tokens.rows();
     matrix_view<V> const out(take<V>(scratch, T * shape_.M, site), T, shape_.M);
     jitter(exec, tokens, preset_.input_jitter, ids, out, site);
+    return out;
+  }
+
+  /// The same, but zeros for tokens whose logits are no numbers: their dlogits are 0, and 0 times NaN
+  /// must not reach the router's gradient.
+  template <class V>
+  matrix_view<V const> valid_input(cpu const& exec, matrix_view<V const> tokens, batch const& ids,
+                                   matrix_view<V const> logits, memory& scratch,
+                                   call_site site) const {
+    matrix_view<V const> const input = jittered(exec, tokens, ids, scratch, site);
+    auto const valid = [&](std::int64_t t) {
+      return std::none_of(logits.row(t), logits.row(t) + shape_.E,
+                          [](V l) { return is_invalid_logit(l); });
+    };
+    std::int64_t first = 0;
+    while (first < tokens.rows() && valid(first)) ++first;
+    if (first == tokens.rows()) return input;
+    matrix_view<V> const out(take<V>(scratch, tokens.rows() * shape_.M, site), tokens.rows(),
+                             shape_.M);
+    exec.split(tokens.rows(), 16, [&](std::int64_t begin, std::int64_t end, int) {
+      for (std::int64_t t = begin; t < end; ++t)
+        if (valid(t))
+          std::copy_n(input.row(t), shape_.M, out.row(t));
+        else
+          std::fill_n(out.row(t), shape_.M, V(0));
+    });
     return out;
   }
 
