@@ -86,10 +86,11 @@ class model {
   std::vector<V> const& gradients() const { return gradients_; }
   moe::matrix_view<V const> logits() const { return {logits_.data(), T_, symbols}; }
 
-  /// The mean cross-entropy of `target` given `input`, [windows, S] each.
+  /// The mean cross-entropy of `target` given `input`, [windows, S] each; of fewer windows, too.
   model_report forward(std::vector<std::uint8_t> const& input,
                        std::vector<std::uint8_t> const& target, moe::batch const& ids) {
     std::int64_t const M = shape_.M;
+    T_ = static_cast<std::int64_t>(input.size());
     moe::matrix_view<V> const x(stream_.data(), T_, M);
     exec_.split(T_, 64, [&](std::int64_t first, std::int64_t last, int) {
       for (std::int64_t t = first; t < last; ++t)
@@ -264,7 +265,7 @@ class model {
 
   moe::cpu exec_;
   model_shape shape_;
-  std::int64_t T_;
+  std::int64_t T_;  // tokens of the last forward
   moe::buffer gemm_;
   std::int64_t embedding_, position_, final_gain_, head_;
   std::vector<layer> layers_;
