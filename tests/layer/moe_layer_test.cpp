@@ -616,6 +616,37 @@ TEST_CASE("layer/moe_layer: bad arguments are refused") {
   says(
       refusal([&] { layer.carve_saved<double>({c.saved_bytes.data(), c.saved_bytes.size() / 2}); }),
       "moe_layer::carve_saved: memory holds saved_bytes()");
+  // Experts of another number or width, larger ones, and gradients of another shape.
+  auto const with_experts = [&](moe::ffn_shape const& of) {
+    std::vector<double> values(static_cast<std::size_t>(moe::ffn_elements(of, true, true)));
+    auto weights = c.weights();
+    weights.experts = moe::carve_ffn(values.data(), of, true, true);
+    return refusal([&] { layer.forward(c.exec, weights, x, c.ids, y, c.saved, c.scratch); });
+  };
+  says(with_experts({4, 8, 40}),
+       "ffn: the table has P experts, tokens are [T,M]; got table.P = 5, P = 4");
+  says(with_experts({5, 7, 40}), "tokens.cols = 8, M = 7");
+  says(with_experts({5, 8, 400}), "ffn: saved >= saved_bytes");
+  says(refusal([&] {
+         auto weights = c.weights();
+         weights.experts.down = weights.experts.up;
+         layer.forward(c.exec, weights, x, c.ids, y, c.saved, c.scratch);
+       }),
+       "ffn: down is [P,H,M]");
+  says(refusal([&] {
+         auto weights = c.weights();
+         weights.router = {weights.router.data(), 8, 4};
+         layer.forward(c.exec, weights, x, c.ids, y, c.saved, c.scratch);
+       }),
+       "router.rows = 8, router.cols = 4");
+  c.forward();
+  says(refusal([&] {
+         auto bad = c.dweights();
+         bad.experts = bad.experts.expert(0);
+         layer.backward(c.exec, c.weights(), x, y, {}, c.saved, c.view(c.dtokens), bad,
+                        moe::update::assign, c.scratch);
+       }),
+       "ffn: gradients have the parts and shape of the weights");
   says(backward(), "nothing was thrown");
   c.T = 3;
   says(backward(), "filled = 1, saved T = 5, T = 3");

@@ -245,23 +245,11 @@ struct ffn {
     }
     vector_view<V> const row_weight(scratch.take<V>(N, scratch_rule, site), N);
     vector_view<V> const drow_weight(scratch.take<V>(N, scratch_rule, site), N);
-    detail::each_pair(exec, table, [&](std::int64_t, std::int64_t i) {
-      if (table.row_of[i] >= 0) row_weight[table.row_of[i]] = weight[i];
-    });
+    detail::spread_weights<V>(exec, table, weight, row_weight);
     backward_rows<V>(exec, handle, drows, row_weight, rows, table, saved, drows, drow_weight,
                      gradients, how, scratch, site);
     dispatch_backward<V>(exec, drows, table, dtokens, update::assign, site);
-    detail::each_pair(exec, table, [&](std::int64_t t, std::int64_t i) {
-      std::int32_t const r = table.row_of[i];
-      if (r == no_row(expert_kind::copy)) {
-        detail::product_sum<V> product;
-        product.add(tokens.row(t), dout.row(t), M);
-        dweight[i] = product.value();
-        for (std::int64_t j = 0; j < M; ++j) dtokens(t, j) += weight[i] * dout(t, j);
-      } else {
-        dweight[i] = r >= 0 ? drow_weight[r] : V(0);
-      }
-    });
+    detail::collect_gradients<V>(exec, table, tokens, dout, weight, drow_weight, dtokens, dweight);
   }
 
  private:

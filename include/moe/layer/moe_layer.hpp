@@ -12,18 +12,16 @@
 #include <moe/core/cpu.hpp>
 #include <moe/core/error.hpp>
 #include <moe/core/memory.hpp>
-#include <moe/core/numeric.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/view.hpp>
 #include <moe/dispatch/combine.hpp>
 #include <moe/dispatch/dispatch.hpp>
 #include <moe/dispatch/update.hpp>
 #include <moe/expert/ffn.hpp>
-#include <moe/expert/grouped_gemm.hpp>
 #include <moe/expert/segments.hpp>
-#include <moe/gate/jitter.hpp>
 #include <moe/gate/preset.hpp>
 #include <moe/layer/layer_types.hpp>
+#include <moe/layer/router.hpp>
 #include <moe/loss/z_loss.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -132,13 +130,12 @@ class moe_layer {
     std::size_t const experts =
         std::max(experts_.template forward_scratch_bytes<V>(exec, expert_shape(), rows),
                  experts_.template backward_scratch_bytes<V>(exec, expert_shape(), rows));
-    std::size_t const steps = std::max({experts, builtin_gemm::scratch_bytes<V>(exec, 1),
-                                        preset_scratch<V>(exec, preset_, shape_.T, shape_.E)});
+    std::size_t const steps =
+        std::max({experts, compute_logits_scratch<V>(exec, shape_.T, shape_.M),
+                  preset_scratch<V>(exec, preset_, shape_.T, shape_.E)});
     memory_size size;
     size.add<V>(shape_.T * shape_.E);
     size.add<V>(shape_.T * K());
-    // The router's input: jittered, of valid tokens alone; its gradient.
-    for (int i = 0; i < 3; ++i) size.add<V>(shape_.T * shape_.M);
     for (int i = 0; i < 2; ++i) size.add<V>(rows * shape_.M);  // rows, when hooks see them
     return size.bytes() + steps;
   }
@@ -167,7 +164,8 @@ class moe_layer {
     saved.filled = false;
 
     matrix_view<V> const logits(saved.logits.data(), T, shape_.E);
-    project_router(exec, parameters.router, tokens, ids, logits, scratch, site);
+    compute_logits(exec, tokens, parameters.router, preset_.input_jitter, ids, logits, scratch,
+                   site);
     if constexpr (requires { hooks.logits(logits); }) hooks.logits(logits);
 
     saved.routed.T = T;
@@ -240,8 +238,8 @@ class moe_layer {
                           losses.balance, scratch, dlogits, site);
     batch const& ids = saved.routed.tokens;
     if (losses.z != 0) z_loss_backward(exec, logits, ids, losses.z, scratch, dlogits, site);
-    unproject_router(exec, parameters.router, tokens, ids, logits, dlogits, dtokens,
-                     gradients.router, how, scratch, site);
+    compute_logits_backward(exec, tokens, parameters.router, preset_.input_jitter, ids, logits,
+                            dlogits, dtokens, gradients.router, how, scratch, site);
   }
 
  private:
@@ -282,79 +280,6 @@ class moe_layer {
              {"M", shape_.M},
              {"E", shape_.E}});
     expects(!overlap(tokens, out), "moe_layer: the output does not overlap tokens", site);
-  }
-
-  bool jitters(batch const& ids) const noexcept { return preset_.input_jitter > 0 && ids.training; }
-
-  /// logits = jittered tokens * router.
-  template <class V>
-  void project_router(cpu const& exec, matrix_view<V const> router, matrix_view<V const> tokens,
-                      batch const& ids, matrix_view<V> logits, memory scratch,
-                      call_site site) const {
-    matrix_view<V const> const input = jittered(exec, tokens, ids, scratch, site);
-    builtin_gemm::forward<V>(exec, input, stacked_view(router), {}, all_rows(tokens.rows(), site),
-                             logits, scratch, site);
-  }
-
-  /// dtokens += the gradient through the router; drouter is assigned or added to.
-  template <class V>
-  void unproject_router(cpu const& exec, matrix_view<V const> router, matrix_view<V const> tokens,
-                        batch const& ids, matrix_view<V const> logits, matrix_view<V> dlogits,
-                        matrix_view<V> dtokens, matrix_view<V> drouter, update how, memory scratch,
-                        call_site site) const {
-    all_rows const all(tokens.rows(), site);
-    matrix_view<V const> const input = valid_input(exec, tokens, ids, logits, scratch, site);
-    builtin_gemm::weight_gradient<V>(exec, input, dlogits, all, how, stacked_view(drouter), scratch,
-                                     site);
-    if (!jitters(ids))
-      return builtin_gemm::input_gradient<V>(exec, dlogits, stacked_view(router), all, update::add,
-                                             dtokens, scratch, site);
-    std::int64_t const T = tokens.rows(), M = shape_.M;
-    matrix_view<V> const dinput(take<V>(scratch, T * M, site), T, M);
-    builtin_gemm::input_gradient<V>(exec, dlogits, stacked_view(router), all, update::assign,
-                                    dinput, scratch, site);
-    jitter_backward(exec, dinput, preset_.input_jitter, ids, dinput, site);
-    exec.split(T, 64, [&](std::int64_t first, std::int64_t last, int) {
-      for (std::int64_t t = first; t < last; ++t)
-        for (std::int64_t m = 0; m < M; ++m) dtokens(t, m) += dinput(t, m);
-    });
-  }
-
-  /// What the router sees; drawn again in backward, because draws are functions of the ids.
-  template <class V>
-  matrix_view<V const> jittered(cpu const& exec, matrix_view<V const> tokens, batch const& ids,
-                                memory& scratch, call_site site) const {
-    if (!jitters(ids)) return tokens;
-    std::int64_t const T = tokens.rows();
-    matrix_view<V> const out(take<V>(scratch, T * shape_.M, site), T, shape_.M);
-    jitter(exec, tokens, preset_.input_jitter, ids, out, site);
-    return out;
-  }
-
-  /// The same, but zeros for tokens whose logits are no numbers: their dlogits are 0, and 0 times NaN
-  /// must not reach the router's gradient.
-  template <class V>
-  matrix_view<V const> valid_input(cpu const& exec, matrix_view<V const> tokens, batch const& ids,
-                                   matrix_view<V const> logits, memory& scratch,
-                                   call_site site) const {
-    matrix_view<V const> const input = jittered(exec, tokens, ids, scratch, site);
-    auto const valid = [&](std::int64_t t) {
-      return std::none_of(logits.row(t), logits.row(t) + shape_.E,
-                          [](V l) { return is_invalid_logit(l); });
-    };
-    std::int64_t first = 0;
-    while (first < tokens.rows() && valid(first)) ++first;
-    if (first == tokens.rows()) return input;
-    matrix_view<V> const out(take<V>(scratch, tokens.rows() * shape_.M, site), tokens.rows(),
-                             shape_.M);
-    exec.split(tokens.rows(), 16, [&](std::int64_t begin, std::int64_t end, int) {
-      for (std::int64_t t = begin; t < end; ++t)
-        if (valid(t))
-          std::copy_n(input.row(t), shape_.M, out.row(t));
-        else
-          std::fill_n(out.row(t), shape_.M, V(0));
-    });
-    return out;
   }
 
   /// What experts_.forward does, in three steps with the hooks between them.

@@ -12,6 +12,7 @@
 #include <moe/core/view.hpp>
 #include <moe/dispatch/update.hpp>
 #include <moe/expert/segments.hpp>
+#include <moe/routing/expert_map.hpp>
 #include <moe/routing/routing_table.hpp>
 
 namespace moe::inline MOE_ABI::detail {
@@ -142,6 +143,33 @@ void activate_backward(cpu const& exec, Activation const& act, row_segments cons
     }
     V const w = row_weight == nullptr ? V(1) : row_weight[r];
     activate_row_backward<V>(act, H, w, gate, up, dh, dgate.absent() ? nullptr : dgate.row(r), h);
+  });
+}
+
+/// row_weight[row of i] = weight[i].
+template <class V>
+void spread_weights(cpu const& exec, routing_table const& table, vector_view<V const> weight,
+                    vector_view<V> row_weight) {
+  each_pair(exec, table, [&](std::int64_t, std::int64_t i) {
+    if (table.row_of[i] >= 0) row_weight[table.row_of[i]] = weight[i];
+  });
+}
+
+/// dweight[i] = drow_weight[row of i]. For a pair at a copy expert it is dot(token, dout), and
+/// weight dout is added to dtokens; others add nothing.
+template <class V>
+void collect_gradients(cpu const& exec, routing_table const& table, matrix_view<V const> tokens,
+                       matrix_view<V const> dout, vector_view<V const> weight,
+                       vector_view<V const> drow_weight, matrix_view<V> dtokens,
+                       vector_view<V> dweight) {
+  each_pair(exec, table, [&](std::int64_t t, std::int64_t i) {
+    std::int32_t const r = table.row_of[i];
+    dweight[i] = r >= 0 ? drow_weight[r] : V(0);
+    if (r != no_row(expert_kind::copy)) return;
+    product_sum<V> product;
+    product.add(tokens.row(t), dout.row(t), dout.cols());
+    dweight[i] = product.value();
+    for (std::int64_t j = 0; j < dout.cols(); ++j) dtokens(t, j) += weight[i] * dout(t, j);
   });
 }
 
