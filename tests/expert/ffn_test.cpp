@@ -388,4 +388,24 @@ TEST_CASE("expert/ffn: bad input is refused with the values") {
                            no_bias, update::add, l.backward_scratch);
       },
       "ffn: gradients have the parts and shape of the weights");
+  // A part of another extent would be written beyond its end.
+  auto const refuse_gradients = [&](auto const& spoil, char const* text) {
+    auto bad = l.dw.view;
+    spoil(bad);
+    refuse(
+        [&] {
+          l.experts.backward(exec, handle, out, l.tokens(), l.table(), weight, l.saved,
+                             moe::matrix_view<float>(l.dx, 8, 4),
+                             moe::vector_view<float>(l.dweight), bad, update::add,
+                             l.backward_scratch);
+        },
+        text);
+    refuse([&] { moe::for_each_parameter(l.w.view, bad, [](char const*, auto, auto) {}); }, text);
+  };
+  refuse_gradients([](auto& bad) { bad.up_bias = {bad.up_bias.data(), 2, 5}; },
+                   "ffn: up_bias is [P,H] or absent");
+  refuse_gradients([](auto& bad) { bad.down_bias = {bad.down_bias.data(), 3, 3}; },
+                   "ffn: down_bias is [P,M] or absent");
+  refuse_gradients([](auto& bad) { bad.down = moe::stacked_view(bad.down[0]); },
+                   "ffn: down is [P,H,M]");
 }

@@ -9,6 +9,7 @@
 #include <moe/core/error.hpp>
 #include <moe/core/view.hpp>
 #include <moe/expert/ffn_weights.hpp>
+#include <moe/expert/segments.hpp>
 
 namespace moe::inline MOE_ABI {
 
@@ -64,11 +65,7 @@ void for_each_parameter(layer_weights<V, Parameters> const& values,
            {"cols", v.cols()},
            {"gradient rows", g.rows()},
            {"gradient cols", g.cols()}});
-  if (v.ld() == v.cols() && g.ld() == g.cols())
-    f("router", vector_view<V>(v.data(), v.span()), vector_view<V>(g.data(), g.span()));
-  else
-    for (std::int64_t m = 0; m < v.rows(); ++m)
-      f("router", vector_view<V>(v.row(m), v.cols()), vector_view<V>(g.row(m), g.cols()));
+  detail::visit_part("router", stacked_view<V>(v), stacked_view<V>(g), f);
   for_each_parameter(values.experts, gradients.experts, f, site);
 }
 

@@ -51,12 +51,11 @@ void for_each_parameter(residual_weights<V, Parameters> const& values,
                         call_site site = call_site::here()) {
   for_each_parameter(values.moe, gradients.moe, f, site);
   for_each_parameter(values.fixed, gradients.fixed, f, site);
-  expects(values.mix.span() == gradients.mix.span() &&
+  expects(values.mix.rows() == gradients.mix.rows() && values.mix.cols() == gradients.mix.cols() &&
               values.mix_bias.size() == gradients.mix_bias.size(),
           "for_each_parameter: values and gradients have the same mix", site);
   if (values.mix.absent()) return;
-  f("mix", vector_view<V>(values.mix.data(), values.mix.span()),
-    vector_view<V>(gradients.mix.data(), gradients.mix.span()));
+  detail::visit_part("mix", stacked_view<V>(values.mix), stacked_view<V>(gradients.mix), f);
   f("mix_bias", values.mix_bias, gradients.mix_bias);
 }
 
