@@ -4,9 +4,11 @@
 //
 // dense: the obvious way, every expert applied to every token and most results thrown away; in the
 // same products, so that what differs is routing alone. outside_products_%: the share of time that is
-// not in the products of the experts; that of the router counts as outside.
+// not in the products of the experts; that of the router counts as outside. stages: a forward with a
+// clock in its hooks.
 #include <algorithm>
 #include <benchmark/benchmark.h>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <map>
@@ -55,7 +57,39 @@ std::pair<float*, float*> arrays_of(moe::ffn_shape const& shape) {
   return {parameters.data(), gradients.data()};
 }
 
-enum class pass { forward, backward, dense };
+/// Hooks that add up the time between each other: the shares of the stages of a forward.
+class stage_clock {
+ public:
+  void start() { last_ = clock::now(); }
+  void logits(moe::matrix_view<float>) { add(0); }
+  void routed(moe::basic_routing<float> const&, moe::routing_table const&,
+              moe::vector_view<float const>) {
+    add(1);
+  }
+  void rows_in(moe::matrix_view<float const>) { add(2); }
+  void rows_out(moe::matrix_view<float const>) { add(3); }
+  void output(moe::matrix_view<float const>) { add(4); }
+
+  void count(benchmark::State& state) const {
+    char const* const names[] = {"router_%", "gate_and_table_%", "dispatch_%", "experts_%",
+                                 "combine_%"};
+    double total = 0;
+    for (double s : spent_) total += s;
+    for (int i = 0; i < 5; ++i) state.counters[names[i]] = 100 * spent_[i] / total;
+  }
+
+ private:
+  using clock = std::chrono::steady_clock;
+  void add(int stage) {
+    auto const now = clock::now();
+    spent_[stage] += std::chrono::duration<double>(now - last_).count();
+    last_ = now;
+  }
+  clock::time_point last_;
+  double spent_[5] = {};
+};
+
+enum class pass { forward, stages, backward, dense };
 
 /// Hidden value h of expert e for token t by the definition.
 double slow_hidden(moe::layer_weights<float> const& p, moe::matrix_view<float const> x,
@@ -164,17 +198,23 @@ void run(benchmark::State& state, pass what) {
   double const roof = moe_bench::fma_roof(exec);
   timed<Gemm>::spent = 0;
   double total = 0;
+  stage_clock clock;
   for (auto _ : state)
     total += moe_bench::seconds([&] {
       if (what == pass::forward) forward();
+      if (what == pass::stages) {
+        clock.start();
+        layer.forward(exec, parameters, x, {}, y, saved, scratch, clock);
+      }
       if (what == pass::dense) dense();
       if (what == pass::backward) backward();
     });
   // Useful work, for the baseline too: experts and router.
-  double const flop = 2.0 * double(T) * double(3 * K * M * H + M * E) *
-                      (what == pass::backward ? 2 : 1) * double(state.iterations());
+  double const flop =
+      2.0 * double(T) * double(3 * K * M * H + M * E) * (what == pass::backward ? 2 : 1);
   moe_bench::count_flop(state, flop, roof);
   state.counters["outside_products_%"] = 100 * (1 - timed<Gemm>::spent / total);
+  if (what == pass::stages) clock.count(state);
   state.counters["tokens/s"] =
       benchmark::Counter(double(T * state.iterations()), benchmark::Counter::kIsRate);
   // What has to be read at least: the weights of the experts that have rows.
@@ -189,8 +229,10 @@ int const registered = [] {
   struct {
     char const* name;
     pass what;
-  } const passes[] = {
-      {"forward", pass::forward}, {"backward", pass::backward}, {"dense", pass::dense}};
+  } const passes[] = {{"forward", pass::forward},
+                      {"stages", pass::stages},
+                      {"backward", pass::backward},
+                      {"dense", pass::dense}};
   moe_bench::for_each_provider([&](std::string const& name, auto gemm) {
     for (auto const& each : passes) {
       auto* const bench = benchmark::RegisterBenchmark(
