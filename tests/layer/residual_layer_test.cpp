@@ -207,6 +207,11 @@ TEST_CASE("layer/residual_layer: bad arguments are refused") {
       says(refusal([&] { layer.forward(c.exec, c.weights(), x, c.ids, y, add.saved, c.scratch); }),
            "residual_layer: saved was made for this layer");
     }
+    // A forward that fails in the fixed expert leaves nothing for backward.
+    auto two_fixed = c.weights();
+    two_fixed.fixed = two_fixed.moe.experts;
+    says(forward(two_fixed, x, y, c.scratch), "grouped_gemm: one matrix for each expert");
+    says(refusal([&] { c.backward(); }), "filled = 0");
     c.forward();
     says(refusal([&] {
            layer.backward(c.exec, c.weights(), x, {y.data(), 2, 8}, {}, c.saved, c.view(c.dtokens),

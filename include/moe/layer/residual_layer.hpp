@@ -176,25 +176,21 @@ class residual_layer {
     matrix_view<V> const moe_out = learned() ? matrix_view<V>(saved.moe_out.data(), T, M) : out;
     layer_losses const losses =
         moe_.forward(exec, parameters.moe, tokens, ids, moe_out, saved.moe, scratch, hooks, site);
+    saved.moe.filled = false;  // until the fixed expert has run, too
 
     matrix_view<V> const fixed_out = learned()
                                          ? matrix_view<V>(saved.fixed_out.data(), T, M)
                                          : matrix_view<V>(take<V>(scratch, T * M, site), T, M);
     fixed_.forward_rows(exec, fixed_.prepare(parameters.fixed, site), tokens, all_rows(T, site),
                         fixed_out, saved.fixed, scratch, site);
-    if (!learned()) {
-      each_token(exec, T, [&](std::int64_t t) {
-        for (std::int64_t m = 0; m < M; ++m) out(t, m) += fixed_out(t, m);
-      });
-      return losses;
-    }
-
     matrix_view<V> const c(saved.coefficients.data(), T, 2);
-    project_mix(exec, parameters, tokens, c, scratch, site);
+    if (learned()) project_mix(exec, parameters, tokens, c, scratch, site);
     each_token(exec, T, [&](std::int64_t t) {
+      V const of_moe = learned() ? c(t, 0) : V(1), of_fixed = learned() ? c(t, 1) : V(1);
       for (std::int64_t m = 0; m < M; ++m)
-        out(t, m) = c(t, 0) * moe_out(t, m) + c(t, 1) * fixed_out(t, m);
+        out(t, m) = of_moe * moe_out(t, m) + of_fixed * fixed_out(t, m);
     });
+    saved.moe.filled = true;
     return losses;
   }
 
