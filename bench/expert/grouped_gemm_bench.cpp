@@ -2,18 +2,19 @@
 // single-threaded BLAS call for each expert. Weights of all experts together do not fit caches.
 // Run with --benchmark_enable_random_interleaving=true and OPENBLAS_NUM_THREADS=1.
 // SPDX-License-Identifier: MIT
+#include <algorithm>
 #include <benchmark/benchmark.h>
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include <moe/core/memory.hpp>
+#include <moe/core/thread_team.hpp>
 #include <moe/expert/grouped_gemm.hpp>
 
-#include "layer_case.hpp"
-#if defined(MOE_BENCH_CBLAS)
-#include <moe/expert/cblas_gemm.hpp>
-#endif
+#include "support/products.hpp"
 
 namespace {
 
@@ -59,31 +60,23 @@ void run(benchmark::State& state, product which) {
 
   double const roof = moe_bench::fma_roof(exec);
   for (auto _ : state) call();
-  double const flop = 2.0 * double(rows * K) * double(N) * double(state.iterations());
-  state.counters["FLOP/s"] = benchmark::Counter(flop, benchmark::Counter::kIsRate);
-  state.counters["of_fma_roof_%"] =
-      benchmark::Counter(100 * flop / roof, benchmark::Counter::kIsRate);
-}
-
-template <class Gemm>
-void add(std::string const& name) {
-  std::pair<product, char const*> const products[] = {
-      {product::forward, "forward"},
-      {product::input_gradient, "input_gradient"},
-      {product::weight_gradient, "weight_gradient"}};
-  for (auto [which, word] : products)
-    benchmark::RegisterBenchmark(("grouped_gemm/" + name + "/" + word).c_str(), run<Gemm>, which)
-        ->ArgNames({"m", "in", "out", "threads"})
-        ->ArgsProduct({{1, 4, 16, 64, 256}, {1024}, {512, 2816}, {1, 2}})
-        ->UseRealTime()
-        ->Unit(benchmark::kMillisecond);
+  moe_bench::count_flop(state, 2.0 * double(rows * K) * double(N), roof);
 }
 
 int const registered = [] {
-  add<moe::builtin_gemm>("builtin");
-#if defined(MOE_BENCH_CBLAS)
-  add<moe::cblas_gemm>("cblas");
-#endif
+  moe_bench::for_each_provider([](std::string const& name, auto gemm) {
+    std::pair<product, char const*> const products[] = {
+        {product::forward, "forward"},
+        {product::input_gradient, "input_gradient"},
+        {product::weight_gradient, "weight_gradient"}};
+    for (auto [which, word] : products)
+      benchmark::RegisterBenchmark(("grouped_gemm/" + name + "/" + word).c_str(),
+                                   run<decltype(gemm)>, which)
+          ->ArgNames({"m", "in", "out", "threads"})
+          ->ArgsProduct({{1, 4, 16, 64, 256}, {1024}, {512, 2816}, {1, 2}})
+          ->UseRealTime()
+          ->Unit(benchmark::kMillisecond);
+  });
   return 0;
 }();
 

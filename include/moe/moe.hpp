@@ -40,6 +40,7 @@
 #include <moe/layer/layer_types.hpp>
 #include <moe/layer/moe_layer.hpp>
 #include <moe/layer/residual_layer.hpp>
+#include <moe/layer/router.hpp>
 #include <moe/layer/visit_preset.hpp>
 #include <moe/loss/importance.hpp>
 #include <moe/loss/load_balance.hpp>

@@ -639,87 +639,7 @@ static_assert(!moe::gemm_provider<gemm_without_weight_gradient, float>);
 static_assert(!moe::gemm_provider<gemm_with_state, float>);
 static_assert(!moe::gemm_provider<gemm_without_site, float>);
 
-// experts ------------------------------------------------------------------------------------------
-
-struct no_experts {  // out = 0, without parameters
-  template <class V>
-  struct parameters {
-    struct extents {};
-    extents shape() const { return {}; }
-    operator parameters<V const>() const { return {}; }
-  };
-  struct handle {};
-  template <class P>
-  handle prepare(P const&) const {
-    return {};
-  }
-  template <class V>
-  void forward(moe::cpu const&, handle, moe::matrix_view<V const>, moe::routing_table const&,
-               moe::vector_view<V const>, moe::matrix_view<V>, moe::memory, moe::memory) const;
-  template <class V>
-  void infer(moe::cpu const&, handle, moe::matrix_view<V const>, moe::routing_table const&,
-             moe::vector_view<V const>, moe::matrix_view<V>, moe::memory) const;
-  template <class V, class P>
-  void backward(moe::cpu const&, handle, moe::matrix_view<V const>, moe::matrix_view<V const>,
-                moe::routing_table const&, moe::vector_view<V const>, moe::memory,
-                moe::matrix_view<V>, moe::vector_view<V>, P const&, moe::update, moe::memory) const;
-  template <class V, class Shape>
-  std::size_t saved_bytes(Shape, std::int64_t) const;
-  template <class V, class Shape>
-  std::size_t forward_scratch_bytes(moe::cpu const&, Shape, std::int64_t) const;
-  template <class V, class Shape>
-  std::size_t backward_scratch_bytes(moe::cpu const&, Shape, std::int64_t) const;
-};
-struct experts_without_shape : no_experts {
-  template <class V>
-  struct parameters {};
-};
-struct experts_without_prepare : no_experts {
-  void prepare() const;
-};
-struct experts_without_forward : no_experts {
-  void forward() const;
-};
-struct experts_without_infer : no_experts {
-  void infer() const;
-};
-struct experts_without_backward : no_experts {
-  void backward() const;
-};
-struct experts_without_saved_bytes : no_experts {
-  void saved_bytes() const;
-};
-struct experts_without_forward_scratch : no_experts {
-  void forward_scratch_bytes() const;
-};
-struct experts_without_backward_scratch : no_experts {
-  void backward_scratch_bytes() const;
-};
-struct experts_of_other_bytes : no_experts {
-  template <class V, class Shape>
-  int saved_bytes(Shape, std::int64_t) const;
-};
-struct experts_that_change : no_experts {
-  template <class P>
-  handle prepare(P const&);
-};
-struct experts_not_copyable : no_experts {
-  experts_not_copyable(experts_not_copyable const&) = delete;
-};
-static_assert(moe::experts<no_experts, float> && moe::experts<no_experts, double>);
-static_assert(moe::experts<moe::ffn<square, loops>, float> &&
-              moe::experts<moe::ffn<product, loops>, double>);
-static_assert(!moe::experts<experts_without_shape, float>);
-static_assert(!moe::experts<experts_without_prepare, float>);
-static_assert(!moe::experts<experts_without_forward, float>);
-static_assert(!moe::experts<experts_without_infer, float>);
-static_assert(!moe::experts<experts_without_backward, float>);
-static_assert(!moe::experts<experts_without_saved_bytes, float>);
-static_assert(!moe::experts<experts_without_forward_scratch, float>);
-static_assert(!moe::experts<experts_without_backward_scratch, float>);
-static_assert(!moe::experts<experts_of_other_bytes, float>);
-static_assert(!moe::experts<experts_that_change, float>);
-static_assert(!moe::experts<experts_not_copyable, float>);
+// experts: see tests/layer/experts_test.cpp
 
 /// Forward and backward of 7 rows of 3 experts, the second one idle: all results, one after another.
 template <class Activation, class Gemm>
@@ -728,8 +648,7 @@ std::vector<double> run_experts() {
   moe::ffn_shape const shape{3, 4, 5};
   std::int32_t const begin[] = {0, 3, 3}, used[] = {3, 0, 4};
   moe::row_segments const segments(3, begin, used);
-  auto const elements =
-      static_cast<std::size_t>(moe::ffn_elements<double>(shape, Activation::gated, true));
+  auto const elements = static_cast<std::size_t>(moe::ffn_elements(shape, Activation::gated, true));
   std::vector<double> values(elements), gradients(elements), x(28), dout(28), y(28), dx(28);
   double next = 0.1;
   for (auto* part : {&values, &x, &dout})

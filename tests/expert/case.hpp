@@ -78,7 +78,7 @@ struct owned_weights {
   moe::ffn_weights<V> view;
 
   owned_weights(moe::ffn_shape const& shape, bool gated, bool bias, V fill = 0)
-      : values(static_cast<std::size_t>(moe::ffn_elements<V>(shape, gated, bias)), fill),
+      : values(static_cast<std::size_t>(moe::ffn_elements(shape, gated, bias)), fill),
         view(moe::carve_ffn(values.data(), shape, gated, bias)) {}
   owned_weights(moe::ffn_shape const& shape, bool gated, bool bias, std::mt19937& random,
                 double scale)

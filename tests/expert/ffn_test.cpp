@@ -243,11 +243,6 @@ TEST_CASE("expert/ffn: bitwise equal for any number of threads; recomputing chan
   CHECK(l.experts.saved_bytes<float>({5, 70, 90}, 300) == 0);
   l.run(moe::cpu{});
   same();
-  // Inference gives the same output.
-  std::fill(l.out.begin(), l.out.end(), 0.0f);
-  l.experts.infer(moe::cpu{}, l.experts.prepare(l.w.view), l.tokens(), l.table(), l.weight,
-                  moe::matrix_view<float>(l.out, 150, 70), l.forward_scratch);
-  CHECK(l.out == out);
 }
 
 TEST_CASE(
@@ -266,9 +261,9 @@ TEST_CASE(
     seen += value.size();
     for (std::int64_t i = 0; i < value.size(); ++i) value[i] -= 0.01 * gradient[i];
   });
-  CHECK(seen == moe::ffn_elements<double>({3, 6, 7}, true, true));
-  l.experts.infer(moe::cpu{}, handle, l.tokens(), l.table(), l.weight,
-                  moe::matrix_view<double>(l.out, 20, 6), l.forward_scratch);
+  CHECK(seen == moe::ffn_elements({3, 6, 7}, true, true));
+  l.experts.forward(moe::cpu{}, handle, l.tokens(), l.table(), l.weight,
+                    moe::matrix_view<double>(l.out, 20, 6), l.saved, l.forward_scratch);
   auto const want = l.expected();
   for (std::size_t i = 0; i < want.size(); ++i)
     CHECK(l.out[i] == doctest::Approx(want[i]).epsilon(1e-12));
@@ -373,15 +368,15 @@ TEST_CASE("expert/ffn: bad input is refused with the values") {
       "ffn: scratch >= forward/backward_scratch_bytes");
   refuse(
       [&] {
-        l.experts.infer(exec, handle, l.tokens(), l.table(), {weight.data(), 3}, out,
-                        l.forward_scratch);
+        l.experts.forward(exec, handle, l.tokens(), l.table(), {weight.data(), 3}, out, l.saved,
+                          l.forward_scratch);
       },
       "ffn: weight has a value for each pair; got weight = 3, pairs = 16");
   auto one = l.w.view.expert(0);
   refuse(
       [&] {
-        l.experts.infer(exec, l.experts.prepare(one), l.tokens(), l.table(), weight, out,
-                        l.forward_scratch);
+        l.experts.forward(exec, l.experts.prepare(one), l.tokens(), l.table(), weight, out, l.saved,
+                          l.forward_scratch);
       },
       "ffn: the table has P experts, tokens are [T,M]; got table.P = 3, P = 1");
   auto no_bias = l.dw.view;
@@ -393,4 +388,24 @@ TEST_CASE("expert/ffn: bad input is refused with the values") {
                            no_bias, update::add, l.backward_scratch);
       },
       "ffn: gradients have the parts and shape of the weights");
+  // A part of another extent would be written beyond its end.
+  auto const refuse_gradients = [&](auto const& spoil, char const* text) {
+    auto bad = l.dw.view;
+    spoil(bad);
+    refuse(
+        [&] {
+          l.experts.backward(exec, handle, out, l.tokens(), l.table(), weight, l.saved,
+                             moe::matrix_view<float>(l.dx, 8, 4),
+                             moe::vector_view<float>(l.dweight), bad, update::add,
+                             l.backward_scratch);
+        },
+        text);
+    refuse([&] { moe::for_each_parameter(l.w.view, bad, [](char const*, auto, auto) {}); }, text);
+  };
+  refuse_gradients([](auto& bad) { bad.up_bias = {bad.up_bias.data(), 2, 5}; },
+                   "ffn: up_bias is [P,H] or absent");
+  refuse_gradients([](auto& bad) { bad.down_bias = {bad.down_bias.data(), 3, 3}; },
+                   "ffn: down_bias is [P,M] or absent");
+  refuse_gradients([](auto& bad) { bad.down = moe::stacked_view(bad.down[0]); },
+                   "ffn: down is [P,H,M]");
 }

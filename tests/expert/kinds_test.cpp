@@ -11,6 +11,7 @@
 #include <moe/expert/kinds.hpp>
 
 #include "case.hpp"
+#include "support/refusal.hpp"
 
 namespace {
 
@@ -162,4 +163,41 @@ TEST_CASE("expert/kinds: all rows are one segment") {
   CHECK(segments.experts == 1);
   CHECK(segments.rows(0) == 12);
   CHECK_THROWS_AS(moe::all_rows(-1), moe::precondition_error);
+}
+
+TEST_CASE("expert/kinds: bad shapes are refused, none is read or written beyond its end") {
+  using moe_test::refusal;
+  using moe_test::says;
+  constant_case c;
+  std::vector<double> out(c.x.size()), dweight(c.weight.size());
+  moe::matrix_view<double> const whole(out, c.T, c.M), less(out.data(), c.T - 1, c.M);
+  auto const forward = [&](moe::constant_experts<double> const& experts,
+                           moe::matrix_view<double const> x, moe::matrix_view<double> to) {
+    return refusal([&] {
+      moe::add_constant_experts(moe::cpu{}, experts, x, c.expert(), c.routed.table, c.weight, to);
+    });
+  };
+  auto narrow = c.experts();
+  narrow.select = {c.select.data(), 2, 2, c.M - 1};
+  says(forward(narrow, c.view(c.x), whole), "constant_experts: select is [n,2,M], value [n,M]");
+  says(forward(c.experts(), less, whole), "add_constant_experts: tokens and out are [T,M]");
+  says(forward(c.experts(), c.view(c.x), less), "out.rows = 22, T = 23");
+  says(forward(c.experts(), c.view(c.x), whole), "nothing was thrown");
+
+  auto const backward = [&](moe::constant_experts<double> const& gradients,
+                            moe::matrix_view<double> dx, moe::vector_view<double> dw) {
+    return refusal([&] {
+      moe::add_constant_experts_backward(moe::cpu{}, c.experts(), c.view(c.dout), c.view(c.x),
+                                         c.expert(), c.routed.table, c.weight, dx, dw, gradients,
+                                         update::add);
+    });
+  };
+  says(backward(narrow, whole, dweight), "constant_experts: select is [n,2,M], value [n,M]");
+  auto one = c.experts();
+  one.select = {c.select.data(), 1, 2, c.M};
+  one.value = {c.value.data(), 1, c.M};
+  says(backward(one, whole, dweight),
+       "as many gradients as experts; got gradients = 1, experts = 2");
+  says(backward(c.experts(), less, dweight), "dtokens.rows = 22");
+  says(backward(c.experts(), whole, {dweight.data(), 5}), "dweight = 5");
 }

@@ -6,6 +6,9 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <doctest/doctest.h>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -154,6 +157,7 @@ struct owned_layer {
                    how, scratch);
   }
 };
+
 /// The part of what a layer saves that its routed experts do.
 template <class Saved>
 auto const& routed_part(Saved const& saved) {
@@ -211,6 +215,54 @@ gradient_check check_gradients(owned_layer<double, Layer>& c) {
   compare(c.parameters, c.gradients);
   compare(c.tokens, c.dtokens);
   return result;
+}
+
+/// A layer whose derivatives can all be computed numerically.
+inline constexpr moe::layer_shape small{
+    .T = 6, .M = 3, .H = 4, .E = 4, .bias = true, .z_loss = true};
+
+/// What check_all_gradients has seen.
+struct gradient_count {
+  int layers = 0;
+  std::int64_t derivatives = 0, nonzero = 0, dropped = 0;
+};
+
+/// Checks the gradients of the layers of every preset and activation, one token being masked.
+/// @param for_each_layer  for_each_layer(preset, experts, check) calls check(layer) for each layer of
+///                        shape `small` that it makes of the two.
+template <class ForEachLayer>
+gradient_count check_all_gradients(ForEachLayer const& for_each_layer) {
+  gradient_count seen;
+  std::uint8_t const live[] = {1, 1, 1, 0, 1, 1};
+  auto const kinds_of = [&]<class Activation>(Activation, auto const& preset) {
+    for (int kind = 0; kind < 4; ++kind) {
+      CAPTURE(Activation::names[kind]);
+      auto const experts = experts_for(preset, Activation{kind}, kind % 2 == 1);
+      for_each_layer(preset, experts, [&](auto const& layer) {
+        owned_layer<double, std::decay_t<decltype(layer)>> c(layer, small.T,
+                                                             300 + 7 * static_cast<unsigned>(kind));
+        c.ids.live = live;
+        auto const result = check_gradients(c);
+        CHECK(result.flipped == 0);
+        CHECK(result.worst < 2e-8);
+        ++seen.layers;
+        seen.derivatives += result.checked;
+        seen.nonzero += result.nonzero;
+        seen.dropped += result.dropped;
+      });
+    }
+  };
+  for_each_preset([&](char const* name, auto const& preset) {
+    CAPTURE(std::string(name));
+    kinds_of(any_plain{}, preset);
+    kinds_of(any_gated{}, preset);
+  });
+  return seen;
+}
+
+template <class V>
+bool same_bits(std::vector<V> const& a, std::vector<V> const& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(V)) == 0;
 }
 
 }  // namespace moe_test

@@ -1,8 +1,8 @@
 // moe_layer: gradients with every preset and activation, a slow reference, laws, hooks, bad input.
 // SPDX-License-Identifier: MIT
 #include <cmath>
-#include <cstring>
 #include <doctest/doctest.h>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -10,65 +10,21 @@
 #include <moe/layer/moe_layer.hpp>
 
 #include "case.hpp"
+#include "support/refusal.hpp"
 
 namespace {
 
-using moe_test::any_gated;
-using moe_test::any_plain;
 using moe_test::experts_for;
 using moe_test::owned_layer;
+using moe_test::refusal;
+using moe_test::same_bits;
+using moe_test::says;
+using moe_test::small;
 
 template <class Preset, class Activation>
 using layer_of = moe::moe_layer<Preset, moe::ffn<Activation>>;
 template <class V, class Preset, class Activation>
 using owned = owned_layer<V, layer_of<Preset, Activation>>;
-
-constexpr moe::layer_shape small{.T = 6, .M = 3, .H = 4, .E = 4, .bias = true, .z_loss = true};
-
-struct count {
-  int layers = 0;
-  std::int64_t derivatives = 0, nonzero = 0, dropped = 0;
-};
-
-template <class Activation, class Preset>
-void check_activations(Preset const& preset, count& seen) {
-  for (int kind = 0; kind < 4; ++kind) {
-    CAPTURE(Activation::names[kind]);
-    layer_of<Preset, Activation> const layer(preset, experts_for(preset, Activation{kind}), small);
-    owned<double, Preset, Activation> c(layer, small.T, 300 + 7 * static_cast<unsigned>(kind));
-    std::uint8_t const live[] = {1, 1, 1, 0, 1, 1};
-    c.ids.live = live;
-    auto const result = moe_test::check_gradients(c);
-    CHECK(result.flipped == 0);
-    CHECK(result.worst < 2e-8);
-    ++seen.layers;
-    seen.derivatives += result.checked;
-    seen.nonzero += result.nonzero;
-    seen.dropped += result.dropped;
-  }
-}
-
-template <class V>
-bool same_bits(std::vector<V> const& a, std::vector<V> const& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(V)) == 0;
-}
-
-/// The text of the precondition_error that f throws.
-template <class F>
-std::string refusal(F const& f) {
-  try {
-    f();
-  } catch (moe::precondition_error const& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-bool says(std::string const& text, char const* part) {
-  INFO(text);
-  bool const found = text.find(part) != std::string::npos;
-  CHECK(found);
-  return found;
-}
 
 /// A dropless router of two softmax probabilities that are normalised over the two.
 auto two_of(bool weights_before = false) {
@@ -156,12 +112,10 @@ moe::layer_shape shape_of(std::int64_t T) {
 }  // namespace
 
 TEST_CASE("layer/moe_layer: gradients of every preset and activation") {
-  count seen;
-  moe_test::for_each_preset([&](char const* name, auto const& preset) {
-    CAPTURE(std::string(name));
-    check_activations<any_plain>(preset, seen);
-    check_activations<any_gated>(preset, seen);
-  });
+  auto const seen =
+      moe_test::check_all_gradients([](auto const& preset, auto const& experts, auto const& check) {
+        check(moe::moe_layer(preset, experts, small));
+      });
   CHECK(seen.layers == moe_test::all_presets * 8);
   std::int64_t const plain = 12 + 4 * (2 * 12 + 4 + 3) + 18;
   std::int64_t const gated = 12 + 4 * (3 * 12 + 2 * 4 + 3) + 18;
@@ -323,6 +277,136 @@ TEST_CASE("layer/moe_layer: masked tokens give nothing and get nothing") {
   CHECK(distance(alone.gradients, c.gradients) < 1e-12);
   CHECK(std::abs(alone.losses.balance - c.losses.balance) < 1e-12);
   CHECK(std::abs(alone.losses.z - c.losses.z) < 1e-12);
+}
+
+TEST_CASE("layer/moe_layer: a token that is no number reaches nothing but itself") {
+  moe_test::for_each_preset([&](char const* name, auto const& preset) {
+    CAPTURE(std::string(name));
+    for (bool masked : {false, true}) {
+      CAPTURE(masked);
+      moe::moe_layer const layer(preset, experts_for<moe::swiglu>(preset), shape_of(9));
+      owned_layer<double, std::remove_cv_t<decltype(layer)>> c(layer, 9, 3);
+      std::vector<std::uint8_t> live(9, 1);
+      live[4] = masked ? 0 : 1;
+      c.ids.live = live.data();
+      c.view(c.tokens)(4, 5) = std::numeric_limits<double>::quiet_NaN();
+      c.forward();
+      c.backward({.balance = 0.1, .z = 0.1});
+      CHECK(c.saved.table.counts->invalid_tokens == (masked ? 0 : 1));
+      CHECK(std::isfinite(c.losses.balance));
+      CHECK(std::isfinite(c.losses.z));
+      for (auto const* values : {&c.out, &c.dtokens, &c.gradients}) {
+        bool finite = true;
+        for (double v : *values) finite = finite && std::isfinite(v);
+        CHECK(finite);
+      }
+      for (std::int64_t m = 0; m < c.M; ++m) CHECK(c.view(c.out)(4, m) == 0);
+    }
+  });
+}
+
+TEST_CASE("layer/moe_layer: no token has an expert") {
+  auto const preset = two_of();
+  owned<double, two, moe::swiglu> c({preset, experts_for<moe::swiglu>(preset), shape_of(7)}, 7, 8);
+  std::uint8_t const live[7] = {};
+  c.ids.live = live;
+  c.forward();
+  CHECK(c.out == std::vector<double>(c.out.size(), 0.0));
+  c.backward({.balance = 0.1, .z = 0.1});
+  CHECK(c.dtokens == std::vector<double>(c.dtokens.size(), 0.0));
+  CHECK(c.gradients == std::vector<double>(c.gradients.size(), 0.0));
+  std::fill(c.gradients.begin(), c.gradients.end(), 3.0);
+  c.backward({.balance = 0.1, .z = 0.1}, moe::update::add);
+  CHECK(c.gradients == std::vector<double>(c.gradients.size(), 3.0));
+}
+
+TEST_CASE("layer/moe_layer: gradients where an extent is 1, and where all experts are chosen") {
+  moe::layer_shape const shapes[] = {
+      {.T = 5, .M = 1, .H = 3, .E = 3}, {.T = 5, .M = 3, .H = 1, .E = 3},
+      {.T = 5, .M = 3, .H = 2, .E = 1}, {.T = 1, .M = 3, .H = 2, .E = 3},
+      {.T = 5, .M = 3, .H = 2, .E = 2}, {.T = 1, .M = 1, .H = 1, .E = 1}};
+  for (moe::layer_shape shape : shapes)
+    for (int k : {1, shape.E}) {
+      CAPTURE(shape.M);
+      CAPTURE(shape.H);
+      CAPTURE(shape.E);
+      CAPTURE(k);
+      shape.bias = shape.z_loss = true;
+      moe::moe_layer const layer(moe::tutel_topk({.k = k, .capacity_factor = 0}),
+                                 moe::ffn<moe::swiglu>{}, shape);
+      owned_layer<double, std::remove_cv_t<decltype(layer)>> c(layer, shape.T, 21);
+      auto const result = moe_test::check_gradients(c);
+      CHECK(result.flipped == 0);
+      CHECK(result.worst < 2e-8);
+      CHECK(result.nonzero > 0);
+    }
+}
+
+TEST_CASE("layer/moe_layer: saved memory serves batches of other sizes, scratch other layers") {
+  auto const preset = moe::deepspeed_top2({.capacity_factor = 0.8, .min_capacity = 1});
+  using preset_type = std::remove_cv_t<decltype(preset)>;
+  using layer = layer_of<preset_type, moe::swiglu>;
+  owned_layer<double, layer> c({preset, {}, shape_of(20)}, 20, 8),
+      other({preset, {}, shape_of(33)}, 33, 9);
+  for (std::int64_t T : {20, 3, 0, 11}) {
+    CAPTURE(T);
+    owned_layer<double, layer> fresh({preset, {}, shape_of(20)}, T, 30 + static_cast<unsigned>(T));
+    c.T = T;
+    c.tokens = fresh.tokens;
+    c.dout = fresh.dout;
+    c.parameters = fresh.parameters;
+    c.out.assign(fresh.out.size(), 1e30);
+    c.dtokens.assign(fresh.out.size(), 1e30);
+    auto const step = [](auto& of, moe::memory scratch, auto const& between) {
+      of.losses = of.layer.forward(of.exec, of.weights(), of.view(of.tokens), of.ids,
+                                   of.view(of.out), of.saved, scratch);
+      between();
+      of.layer.backward(of.exec, of.weights(), of.view(of.tokens), of.view(of.dout),
+                        {.balance = 0.1}, of.saved, of.view(of.dtokens), of.dweights(),
+                        moe::update::assign, scratch);
+    };
+    // Another layer runs in the same scratch between forward and backward.
+    step(c, other.scratch, [&] { step(other, other.scratch, [] {}); });
+    step(fresh, fresh.scratch, [] {});
+    CHECK(same_bits(c.out, fresh.out));
+    CHECK(same_bits(c.dtokens, fresh.dtokens));
+    CHECK(same_bits(c.gradients, fresh.gradients));
+    CHECK(c.losses.balance == fresh.losses.balance);
+  }
+}
+
+TEST_CASE("layer/moe_layer: micro batches add up to the batch; shared experts have one gradient") {
+  auto const preset = two_of();
+  using layer = layer_of<two, moe::swiglu>;
+  layer const made(preset, experts_for<moe::swiglu>(preset), shape_of(12));
+  owned_layer<double, layer> whole(made, 12, 3), part(made, 5, 3);
+  whole.forward();
+  whole.backward();
+  std::vector<double> const tokens = whole.tokens, dout = whole.dout;
+  std::fill(part.gradients.begin(), part.gradients.end(), 0.0);
+  for (std::int64_t first : {0, 5, 10}) {
+    part.T = std::min<std::int64_t>(5, 12 - first);
+    part.tokens.assign(tokens.begin() + first * 8, tokens.begin() + (first + part.T) * 8);
+    part.dout.assign(dout.begin() + first * 8, dout.begin() + (first + part.T) * 8);
+    part.forward();
+    part.backward({}, moe::update::add);
+  }
+  CHECK(distance(part.gradients, whole.gradients) < 1e-12);
+
+  // Two layers of one pool: routers of their own, the same experts, whose gradients both add to.
+  owned_layer<double, layer> a(made, 12, 3), b(made, 12, 50);
+  std::copy(a.parameters.begin() + 40, a.parameters.end(), b.parameters.begin() + 40);
+  std::vector<double> pool(a.gradients.size(), 0.0), sum(pool);
+  for (auto* c : {&a, &b}) {
+    c->forward();
+    c->backward();
+    for (std::size_t i = 40; i < sum.size(); ++i) sum[i] += c->gradients[i];
+    moe::layer_weights<double> gradients = c->dweights();
+    gradients.experts = made.carve(pool.data()).experts;
+    made.backward(c->exec, c->weights(), c->view(c->tokens), c->view(c->dout), {}, c->saved,
+                  c->view(c->dtokens), gradients, moe::update::add, c->scratch);
+  }
+  CHECK(distance(pool, sum) < 1e-12);
 }
 
 TEST_CASE("layer/moe_layer: a step of an optimiser is seen by the next forward") {
@@ -532,6 +616,37 @@ TEST_CASE("layer/moe_layer: bad arguments are refused") {
   says(
       refusal([&] { layer.carve_saved<double>({c.saved_bytes.data(), c.saved_bytes.size() / 2}); }),
       "moe_layer::carve_saved: memory holds saved_bytes()");
+  // Experts of another number or width, larger ones, and gradients of another shape.
+  auto const with_experts = [&](moe::ffn_shape const& of) {
+    std::vector<double> values(static_cast<std::size_t>(moe::ffn_elements(of, true, true)));
+    auto weights = c.weights();
+    weights.experts = moe::carve_ffn(values.data(), of, true, true);
+    return refusal([&] { layer.forward(c.exec, weights, x, c.ids, y, c.saved, c.scratch); });
+  };
+  says(with_experts({4, 8, 40}),
+       "ffn: the table has P experts, tokens are [T,M]; got table.P = 5, P = 4");
+  says(with_experts({5, 7, 40}), "tokens.cols = 8, M = 7");
+  says(with_experts({5, 8, 400}), "ffn: saved >= saved_bytes");
+  says(refusal([&] {
+         auto weights = c.weights();
+         weights.experts.down = weights.experts.up;
+         layer.forward(c.exec, weights, x, c.ids, y, c.saved, c.scratch);
+       }),
+       "ffn: down is [P,H,M]");
+  says(refusal([&] {
+         auto weights = c.weights();
+         weights.router = {weights.router.data(), 8, 4};
+         layer.forward(c.exec, weights, x, c.ids, y, c.saved, c.scratch);
+       }),
+       "router.rows = 8, router.cols = 4");
+  c.forward();
+  says(refusal([&] {
+         auto bad = c.dweights();
+         bad.experts = bad.experts.expert(0);
+         layer.backward(c.exec, c.weights(), x, y, {}, c.saved, c.view(c.dtokens), bad,
+                        moe::update::assign, c.scratch);
+       }),
+       "ffn: gradients have the parts and shape of the weights");
   says(backward(), "nothing was thrown");
   c.T = 3;
   says(backward(), "filled = 1, saved T = 5, T = 3");

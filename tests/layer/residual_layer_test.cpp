@@ -2,7 +2,6 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <doctest/doctest.h>
 #include <string>
 #include <vector>
@@ -11,55 +10,29 @@
 #include <moe/layer/residual_layer.hpp>
 
 #include "case.hpp"
+#include "support/refusal.hpp"
 
 namespace {
 
-using moe_test::any_gated;
-using moe_test::any_plain;
 using moe_test::owned_layer;
+using moe_test::refusal;
+using moe_test::same_bits;
+using moe_test::says;
+using moe_test::small;
 
 template <class Preset, class Activation>
 using layer_of = moe::residual_layer<Preset, moe::ffn<Activation>>;
 
-constexpr moe::layer_shape small{.T = 6, .M = 3, .H = 4, .E = 4, .bias = true, .z_loss = true};
-
-struct count {
-  int layers = 0;
-  std::int64_t derivatives = 0, nonzero = 0, dropped = 0;
-};
-
-template <class Activation, class Preset>
-void check_activations(Preset const& preset, count& seen) {
-  for (int kind = 0; kind < 4; ++kind)
-    for (auto const mix : {moe::residual_mix::add, moe::residual_mix::learned}) {
-      CAPTURE(Activation::names[kind]);
-      CAPTURE(mix == moe::residual_mix::learned);
-      bool const recompute = kind % 2 == 1;
-      layer_of<Preset, Activation> const layer(
-          preset, moe_test::experts_for(preset, Activation{kind}, recompute), small, mix, 5);
-      owned_layer<double, layer_of<Preset, Activation>> c(layer, small.T,
-                                                          100 + 7 * static_cast<unsigned>(kind));
-      std::uint8_t const live[] = {1, 1, 0, 1, 1, 1};
-      c.ids.live = live;
-      auto const result = moe_test::check_gradients(c);
-      CHECK(result.flipped == 0);
-      CHECK(result.worst < 2e-8);
-      ++seen.layers;
-      seen.derivatives += result.checked;
-      seen.nonzero += result.nonzero;
-      seen.dropped += result.dropped;
-    }
-}
-
 }  // namespace
 
 TEST_CASE("layer/residual_layer: gradients of every preset, activation and mix") {
-  count seen;
-  moe_test::for_each_preset([&](char const* name, auto const& preset) {
-    CAPTURE(std::string(name));
-    check_activations<any_plain>(preset, seen);
-    check_activations<any_gated>(preset, seen);
-  });
+  auto const seen =
+      moe_test::check_all_gradients([](auto const& preset, auto const& experts, auto const& check) {
+        for (auto const mix : {moe::residual_mix::add, moe::residual_mix::learned}) {
+          CAPTURE(mix == moe::residual_mix::learned);
+          check(moe::residual_layer(preset, experts, small, mix, 5));
+        }
+      });
   CHECK(seen.layers == moe_test::all_presets * 8 * 2);
   // Router; four experts and the fixed one, with biases; the mix in half of them; the tokens.
   std::int64_t const both = 2 * (12 + 18) + 8;
@@ -81,11 +54,6 @@ using gelu_layer = layer_of<two, moe::gelu>;
 
 gelu_layer layer_for(std::int64_t T, moe::residual_mix mix, std::int64_t fixed_hidden = 0) {
   return {dropless(), {}, {.T = T, .M = 8, .H = 11, .E = 5, .bias = true}, mix, fixed_hidden};
-}
-
-template <class V>
-bool same_bits(std::vector<V> const& a, std::vector<V> const& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(V)) == 0;
 }
 
 /// The fixed expert on one token, in loops.
@@ -214,18 +182,6 @@ TEST_CASE("layer/residual_layer: hooks are those of the routed part") {
 }
 
 TEST_CASE("layer/residual_layer: bad arguments are refused") {
-  auto const refusal = [](auto const& f) -> std::string {
-    try {
-      f();
-    } catch (moe::precondition_error const& error) {
-      return error.what();
-    }
-    return "nothing was thrown";
-  };
-  auto const says = [](std::string const& text, char const* part) {
-    INFO(text);
-    CHECK(text.find(part) != std::string::npos);
-  };
   says(refusal([] { layer_for(3, moe::residual_mix::add, -1); }),
        "residual_layer: fixed_hidden >= 0; got fixed_hidden = -1");
   for (auto const mix : {moe::residual_mix::add, moe::residual_mix::learned}) {
@@ -251,6 +207,11 @@ TEST_CASE("layer/residual_layer: bad arguments are refused") {
       says(refusal([&] { layer.forward(c.exec, c.weights(), x, c.ids, y, add.saved, c.scratch); }),
            "residual_layer: saved was made for this layer");
     }
+    // A forward that fails in the fixed expert leaves nothing for backward.
+    auto two_fixed = c.weights();
+    two_fixed.fixed = two_fixed.moe.experts;
+    says(forward(two_fixed, x, y, c.scratch), "grouped_gemm: one matrix for each expert");
+    says(refusal([&] { c.backward(); }), "filled = 0");
     c.forward();
     says(refusal([&] {
            layer.backward(c.exec, c.weights(), x, {y.data(), 2, 8}, {}, c.saved, c.view(c.dtokens),

@@ -8,25 +8,16 @@
 
 #include <moe/layer/visit_preset.hpp>
 
+#include "support/refusal.hpp"
+
 namespace {
 
+using moe_test::refusal;
+using moe_test::says;
 using rule = moe::capacity_rule::kind;
 
-template <class F>
-std::string refusal(F const& f) {
-  try {
-    f();
-  } catch (moe::precondition_error const& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
 std::string refusal_of(std::string_view name, moe::preset_options const& options) {
   return refusal([&] { moe::visit_preset(name, options, [](auto const&) {}); });
-}
-void says(std::string const& text, char const* part) {
-  INFO(text);
-  CHECK(text.find(part) != std::string::npos);
 }
 
 /// What arrived, without the type.

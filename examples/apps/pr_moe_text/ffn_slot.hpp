@@ -55,7 +55,7 @@ class dense_slot final : public ffn_slot<V> {
                           ffn_.template backward_scratch_bytes<V>(exec, shape, most_tokens))) {}
 
   std::int64_t parameter_elements() const override {
-    return moe::ffn_elements<V>(shape_, false, true);
+    return moe::ffn_elements(shape_, false, true);
   }
   void bind(moe::cpu const& exec, V* values, V* gradients, std::uint64_t seed, int layer) override {
     values_ = moe::carve_ffn(values, shape_, false, true);
@@ -64,24 +64,22 @@ class dense_slot final : public ffn_slot<V> {
   }
   ffn_report forward(moe::cpu const& exec, moe::matrix_view<V const> x, moe::batch const&,
                      moe::matrix_view<V> out) override {
-    used_ = static_cast<std::int32_t>(x.rows());
-    ffn_.template forward_rows<V>(exec, ffn_.prepare(values_), x, rows(), out, saved_, scratch_);
+    ffn_.template forward_rows<V>(exec, ffn_.prepare(values_), x, moe::all_rows(x.rows()), out,
+                                  saved_, scratch_);
     return {};
   }
   void backward(moe::cpu const& exec, moe::matrix_view<V const> x, moe::matrix_view<V const> dout,
                 double, moe::matrix_view<V> dx) override {
-    ffn_.template backward_rows<V>(exec, ffn_.prepare(values_), dout, {}, x, rows(), saved_, dx, {},
-                                   gradients_, moe::update::assign, scratch_);
+    ffn_.template backward_rows<V>(exec, ffn_.prepare(values_), dout, {}, x,
+                                   moe::all_rows(x.rows()), saved_, dx, {}, gradients_,
+                                   moe::update::assign, scratch_);
   }
 
  private:
-  moe::row_segments rows() const { return {1, &begin_, &used_}; }
-
   moe::ffn<moe::gelu_tanh> ffn_;
   moe::ffn_shape shape_;
   moe::buffer saved_, scratch_;
   moe::ffn_weights<V> values_, gradients_;
-  std::int32_t begin_ = 0, used_ = 0;
 };
 
 /// A moe_layer or a residual_layer.

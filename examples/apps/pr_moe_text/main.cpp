@@ -212,10 +212,17 @@ model<float> train(moe::cpu const& exec, contestant& c, corpus const& text, opti
   return m;
 }
 
+/// Without control characters, which terminals obey.
+std::string printable(std::string text) {
+  for (char& c : text)
+    if (static_cast<unsigned char>(c) < 32 && c != '\n' && c != '\t') c = '?';
+  return text;
+}
+
 /// Continues a text byte by byte; the window is the last S - 1 bytes.
 std::string sample(model<float>& m, std::string text, int count, std::uint64_t seed) {
   std::mt19937_64 random(seed);
-  std::vector<std::uint8_t> input(static_cast<std::size_t>(T)), target(input.size());
+  std::vector<std::uint8_t> input(static_cast<std::size_t>(S)), target(input.size());
   for (int i = 0; i < count; ++i) {
     std::size_t const length = std::min(text.size(), static_cast<std::size_t>(S));
     for (std::size_t t = 0; t < length; ++t)
@@ -247,7 +254,11 @@ void print_table(std::vector<contestant> const& all) {
 int main(int argc, char** argv) try {
   options const o = read_options(argc, argv);
   corpus const text(o.text, static_cast<std::size_t>(S));
-  std::filesystem::create_directories(o.out);
+  // Written once before the training, so that a folder that cannot be written to is known at once.
+  std::error_code code;
+  std::filesystem::create_directories(o.out, code);
+  if (code) throw text_error("cannot make the folder " + o.out + ": " + code.message());
+  for (char const* name : {"/loss.svg", "/load.svg"}) write_text(o.out + name, "");
   moe::thread_team team(o.threads);
   moe::cpu const exec(team);
   std::printf("text: %zu bytes to train on, %zu to validate; %d steps of %lld tokens, %d threads\n",
@@ -276,7 +287,7 @@ int main(int argc, char** argv) try {
   std::printf(
       "\nPR-MoE continues \"template <class \":\n%s\n\n%s/loss.svg and %s/load.svg show the curves "
       "and the load of the experts; %.0f s\n",
-      sampled.c_str(), o.out.c_str(), o.out.c_str(), spent.count());
+      printable(sampled).c_str(), o.out.c_str(), o.out.c_str(), spent.count());
   return 0;
 } catch (std::exception const& e) {
   std::fprintf(stderr, "pr_moe_text: %s\n", e.what());

@@ -86,10 +86,11 @@ class model {
   std::vector<V> const& gradients() const { return gradients_; }
   moe::matrix_view<V const> logits() const { return {logits_.data(), T_, symbols}; }
 
-  /// The mean cross-entropy of `target` given `input`, [windows, S] each.
+  /// The mean cross-entropy of `target` given `input`, [windows, S] each; of fewer windows, too.
   model_report forward(std::vector<std::uint8_t> const& input,
                        std::vector<std::uint8_t> const& target, moe::batch const& ids) {
     std::int64_t const M = shape_.M;
+    T_ = static_cast<std::int64_t>(input.size());
     moe::matrix_view<V> const x(stream_.data(), T_, M);
     exec_.split(T_, 64, [&](std::int64_t first, std::int64_t last, int) {
       for (std::int64_t t = first; t < last; ++t)
@@ -200,17 +201,14 @@ class model {
   attention<V> heads() const { return {shape_.S, shape_.heads, shape_.M / shape_.heads}; }
 
   void multiply(moe::matrix_view<V const> a, moe::stacked_view<V const> b, moe::matrix_view<V> c) {
-    std::int32_t const begin = 0, used = static_cast<std::int32_t>(T_);
-    moe::builtin_gemm::forward<V>(exec_, a, b, {}, {1, &begin, &used}, c, gemm_);
+    moe::builtin_gemm::forward<V>(exec_, a, b, {}, moe::all_rows(T_), c, gemm_);
   }
   void multiply_backward(moe::matrix_view<V const> a, moe::stacked_view<V const> b,
                          moe::matrix_view<V const> dc, moe::matrix_view<V> da,
                          moe::stacked_view<V> db) {
-    std::int32_t const begin = 0, used = static_cast<std::int32_t>(T_);
-    moe::builtin_gemm::weight_gradient<V>(exec_, a, dc, {1, &begin, &used}, moe::update::assign, db,
-                                          gemm_);
-    moe::builtin_gemm::input_gradient<V>(exec_, dc, b, {1, &begin, &used}, moe::update::assign, da,
-                                         gemm_);
+    moe::all_rows const all(T_);
+    moe::builtin_gemm::weight_gradient<V>(exec_, a, dc, all, moe::update::assign, db, gemm_);
+    moe::builtin_gemm::input_gradient<V>(exec_, dc, b, all, moe::update::assign, da, gemm_);
   }
   void add(std::vector<V>& to, std::vector<V> const& from) {
     exec_.split(static_cast<std::int64_t>(to.size()), 4096,
@@ -267,7 +265,7 @@ class model {
 
   moe::cpu exec_;
   model_shape shape_;
-  std::int64_t T_;
+  std::int64_t T_;  // tokens of the last forward
   moe::buffer gemm_;
   std::int64_t embedding_, position_, final_gain_, head_;
   std::vector<layer> layers_;

@@ -61,9 +61,7 @@ inline void plot_curves(std::string const& path, std::string const& title,
   if (!(y1 > y0)) y1 = y0 + 1;
   y1 = std::min(y1, y0 + 1.6);
   auto const px = [&](double x) { return left + x / x1 * (width - left - right); };
-  auto const py = [&](double y) {
-    return top + (y1 - std::min(y, y1)) / (y1 - y0) * (height - top - bottom);
-  };
+  auto const py = [&](double y) { return top + (y1 - y) / (y1 - y0) * (height - top - bottom); };
   std::string svg = "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 " + number(width) + " " +
                     number(height) + "' font-family='sans-serif' font-size='12'>\n" +
                     "<rect width='100%' height='100%' fill='white'/>\n" +
@@ -80,7 +78,8 @@ inline void plot_curves(std::string const& path, std::string const& title,
   for (std::size_t i = 0; i < curves.size(); ++i) {
     svg +=
         "<polyline fill='none' stroke-width='1.6' stroke='" + std::string(colour(i)) + "' points='";
-    for (auto const& [x, y] : curves[i].points) svg += number(px(x)) + "," + number(py(y)) + " ";
+    for (auto const& [x, y] : curves[i].points)
+      if (y <= y1) svg += number(px(x)) + "," + number(py(y)) + " ";
     svg += "'/>\n";
     double const y = top + 14 + 20 * static_cast<double>(i);
     svg += "<rect x='" + number(width - right + 12) + "' y='" + number(y - 8) +

@@ -18,6 +18,7 @@ struct half;
 class cpu;
 class memory;
 struct routing_table;
+struct ffn_shape;
 struct row_segments;
 enum class update : std::uint8_t;
 template <class T>
@@ -247,31 +248,58 @@ concept gemm_provider = requires(cpu const& exec, matrix_view<V const> a, stacke
 
 /// All experts of a layer: the seam behind which weights may be packed and stages fused.
 ///
-/// Syntax.    Below; `X::template parameters<V>` is a set of views on the caller's parameters or
-///            gradients, `x.prepare(values)` gives a handle.
-/// Semantics. forward sets out[t] to the weighted sum of what t's experts give, and keeps in `saved`
-///            what backward needs; saved_bytes is all of it. infer saves nothing. backward gives dtokens and dweight and
-///            assigns to or adds to the gradients; called with what forward was called with. A handle
-///            never runs with values that are no longer those of its parameters: it reads them where
-///            they lie, or throws precondition_error.
+/// Syntax.    Below. `X::template parameters<V>` is a set of views on the caller's parameters or
+///            gradients; `x.prepare(values, site)` gives a handle, which the next argument lists pass
+///            on. `shape` is an `ffn_shape`: P experts of model width M, and an H that is X's to
+///            interpret, as is `bias`. `x.weights_before`, if there is one, is a bool. The last
+///            argument is the caller's `call_site`, for the text of errors.
+/// Semantics. carve lays the parameters out in parameter_elements(shape, bias) elements. forward sets
+///            out[t] to the weighted sum of what t's experts give, and keeps in `saved` what
+///            backward needs: saved_bytes for tables of up to n rows. Weights multiply what goes into
+///            an expert if weights_before is there and true, else what comes out. backward gives
+///            dtokens and dweight and assigns to or adds to the gradients; called with what forward
+///            was called with. A handle never runs with values that are no longer those of its
+///            parameters: it reads them where they lie, or throws precondition_error.
 /// Cost.      Allocates nothing.
 /// Models.    `ffn<Activation, Gemm>`.
 template <class X, class V>
 concept experts =
     std::copyable<X> &&
+    std::convertible_to<typename X::template parameters<V>,
+                        typename X::template parameters<V const>> &&
     requires(X const& x, cpu const& exec, typename X::template parameters<V const> values,
              typename X::template parameters<V> gradients, matrix_view<V const> tokens,
              routing_table const& table, vector_view<V const> weight, matrix_view<V> out,
-             vector_view<V> dweight, memory bytes, update how, std::int64_t n) {
-      x.forward(exec, x.prepare(values), tokens, table, weight, out, bytes, bytes);
-      x.infer(exec, x.prepare(values), tokens, table, weight, out, bytes);
-      x.backward(exec, x.prepare(values), tokens, tokens, table, weight, bytes, out, dweight,
-                 gradients, how, bytes);
-      { x.template saved_bytes<V>(values.shape(), n) } -> std::same_as<std::size_t>;
-      { x.template forward_scratch_bytes<V>(exec, values.shape(), n) } -> std::same_as<std::size_t>;
-      {
-        x.template backward_scratch_bytes<V>(exec, values.shape(), n)
-      } -> std::same_as<std::size_t>;
+             vector_view<V> dweight, memory saved, memory scratch, update how,
+             ffn_shape const& shape, V* data, bool bias, std::int64_t n, call_site site) {
+      { x.parameter_elements(shape, bias) } -> std::same_as<std::int64_t>;
+      { x.carve(data, shape, bias) } -> std::same_as<typename X::template parameters<V>>;
+      { x.template saved_bytes<V>(shape, n) } -> std::same_as<std::size_t>;
+      { x.template forward_scratch_bytes<V>(exec, shape, n) } -> std::same_as<std::size_t>;
+      { x.template backward_scratch_bytes<V>(exec, shape, n) } -> std::same_as<std::size_t>;
+      x.forward(exec, x.prepare(values, site), tokens, table, weight, out, saved, scratch, site);
+      x.backward(exec, x.prepare(values, site), tokens, tokens, table, weight, saved, out, dweight,
+                 gradients, how, scratch, site);
+    };
+
+/// Experts that also run on rows which the caller moves: for exchanges between ranks, for hooks that
+/// see the rows, and for an expert that every token goes through.
+///
+/// Syntax.    `x.forward_rows`, `x.backward_rows`, below; `segments` says whose each row is.
+/// Semantics. out[r] is what the expert of row r makes of rows[r], without weights. backward_rows
+///            is its gradient, of out[r] times row_weight[r] if that is not empty. Rows outside the
+///            segments are neither read nor written. `saved` and `scratch` as for tables of n rows.
+/// Models.    `ffn<Activation, Gemm>`.
+template <class X, class V>
+concept row_experts =
+    experts<X, V> &&
+    requires(X const& x, cpu const& exec, typename X::template parameters<V const> values,
+             typename X::template parameters<V> gradients, matrix_view<V const> rows,
+             row_segments const& segments, vector_view<V const> row_weight, matrix_view<V> out,
+             vector_view<V> drow_weight, memory saved, memory scratch, update how, call_site site) {
+      x.forward_rows(exec, x.prepare(values, site), rows, segments, out, saved, scratch, site);
+      x.backward_rows(exec, x.prepare(values, site), rows, row_weight, rows, segments, saved, out,
+                      drow_weight, gradients, how, scratch, site);
     };
 
 }  // namespace moe::inline MOE_ABI

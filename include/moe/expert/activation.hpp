@@ -23,11 +23,26 @@ inline constexpr bool is_gated = A::gated;
 
 namespace detail {
 
-// All without branches, so that compilers turn loops over them into vector code.
+// All without branches, so that compilers turn loops over them into vector code; what clang would not
+// inline by itself is told to be.
+
+/// sigmoid(x) and sigmoid(-x) = 1 - sigmoid(x), without cancellation and from one exponential, which a
+/// loop that also needs sigmoid_of(x) computes but once.
+template <std::floating_point V>
+struct both_sigmoids {
+  V of_x, of_minus_x;
+
+  MOE_HOST_DEVICE explicit both_sigmoids(V x) noexcept {
+    bool const negative = x < V(0);
+    V const e = moe::exp(where(negative, x, -x)), larger = V(1) / (V(1) + e), smaller = e * larger;
+    of_x = where(negative, smaller, larger);
+    of_minus_x = where(negative, larger, smaller);
+  }
+};
 
 template <std::floating_point V>
 MOE_HOST_DEVICE inline V sigmoid_of(V x) noexcept {
-  return V(1) / (V(1) + moe::exp(-x));
+  return both_sigmoids<V>(x).of_x;
 }
 
 /// The standard normal distribution function. double: by erfc. float: within 4e-8 absolutely, and
@@ -37,8 +52,8 @@ MOE_HOST_DEVICE inline double normal_cdf(double x) noexcept {
 }
 MOE_HOST_DEVICE inline float normal_cdf(float x) noexcept {
   // log(2 cdf(-t)) = t p(t), p fitted by weighted least squares on [0, 8].
-  float const magnitude = x < 0.0f ? -x : x;
-  float const t = magnitude < 8.0f ? magnitude : 8.0f;
+  float const magnitude = where(x < 0.0f, -x, x);
+  float const t = where(magnitude < 8.0f, magnitude, 8.0f);
   float p = 9.138304558e-10f;
   p = p * t - 3.921645158e-08f;
   p = p * t + 7.340734187e-07f;
@@ -51,8 +66,7 @@ MOE_HOST_DEVICE inline float normal_cdf(float x) noexcept {
   p = p * t - 3.182903050e-01f;
   p = p * t - 7.978865749e-01f;
   float const tail = 0.5f * moe::exp(p * t);
-  float const value = x < 0.0f ? tail : 1.0f - tail;
-  return x == x ? value : x;
+  return where(x == x, where(x < 0.0f, tail, 1.0f - tail), x);
 }
 
 template <std::floating_point V>
@@ -84,8 +98,8 @@ struct silu {
   }
   template <std::floating_point V>
   MOE_HOST_DEVICE V derivative(V x) const noexcept {
-    V const s = detail::sigmoid_of(x);
-    return s + x * s * detail::sigmoid_of(-x);  // 1 - s would cancel
+    detail::both_sigmoids<V> const s(x);
+    return s.of_x + x * s.of_x * s.of_minus_x;
   }
 };
 
@@ -97,7 +111,7 @@ struct gelu {
     return x * detail::normal_cdf(x);
   }
   template <std::floating_point V>
-  MOE_HOST_DEVICE V derivative(V x) const noexcept {
+  MOE_HOST_DEVICE MOE_ALWAYS_INLINE V derivative(V x) const noexcept {
     return detail::normal_cdf(x) + x * detail::normal_density(x);
   }
 };
@@ -111,8 +125,8 @@ struct gelu_tanh {
   }
   template <std::floating_point V>
   MOE_HOST_DEVICE V derivative(V x) const noexcept {
-    V const z = twice_inner(x), s = detail::sigmoid_of(z);
-    return s + x * s * detail::sigmoid_of(-z) * (scale<V> * (V(1) + V(3 * 0.044715) * x * x));
+    detail::both_sigmoids<V> const s(twice_inner(x));
+    return s.of_x + x * s.of_x * s.of_minus_x * (scale<V> * (V(1) + V(3 * 0.044715) * x * x));
   }
 
  private:
@@ -136,7 +150,7 @@ struct gated_linear {
     return f(gate) * up;
   }
   template <std::floating_point V>
-  MOE_HOST_DEVICE gate_and_up<V> derivative(V gate, V up) const noexcept {
+  MOE_HOST_DEVICE MOE_ALWAYS_INLINE gate_and_up<V> derivative(V gate, V up) const noexcept {
     return {f.derivative(gate) * up, f(gate)};
   }
 };
@@ -159,19 +173,21 @@ struct clamped_swiglu {
   /// 0 where an argument is clamped.
   template <std::floating_point V>
   MOE_HOST_DEVICE gate_and_up<V> derivative(V gate, V up) const noexcept {
-    V const g = clamp_above(gate), u = clamp(up), s = detail::sigmoid_of(V(alpha) * g);
-    V const dg = (u + V(1)) * (s + V(alpha) * g * s * (V(1) - s)), du = g * s;
-    return {gate > V(limit) ? V(0) : dg, up > V(limit) || up < -V(limit) ? V(0) : du};
+    V const g = clamp_above(gate), u = clamp(up);
+    detail::both_sigmoids<V> const s(V(alpha) * g);
+    V const dg = (u + V(1)) * (s.of_x + V(alpha) * g * s.of_x * s.of_minus_x), du = g * s.of_x;
+    return {where(gate > V(limit), V(0), dg),
+            where(up > V(limit), V(0), where(up < -V(limit), V(0), du))};
   }
 
  private:
   template <class V>
   MOE_HOST_DEVICE V clamp_above(V x) const noexcept {
-    return x > V(limit) ? V(limit) : x;
+    return where(x > V(limit), V(limit), x);
   }
   template <class V>
   MOE_HOST_DEVICE V clamp(V x) const noexcept {
-    return x > V(limit) ? V(limit) : (x < -V(limit) ? -V(limit) : x);
+    return where(x > V(limit), V(limit), where(x < -V(limit), -V(limit), x));
   }
 };
 

@@ -56,8 +56,18 @@ struct ffn {
   /// Router weights multiply the expert's input instead of its output (Llama 4). Only for tables
   /// without copy, zero or other uncomputed experts.
   bool weights_before = false;
-  /// Saves nothing: backward computes both input projections again. Gradients are bitwise the same.
+  /// Saves nothing: for inference; and for training, where backward computes both input projections
+  /// again. Gradients are bitwise the same.
   bool recompute = false;
+
+  /// Elements of all parameters, and views of them or of gradients in one array: see carve_ffn.
+  std::int64_t parameter_elements(ffn_shape const& shape, bool bias) const noexcept {
+    return ffn_elements(shape, gated, bias);
+  }
+  template <class V>
+  ffn_weights<V> carve(V* data, ffn_shape const& shape, bool bias) const noexcept {
+    return carve_ffn(data, shape, gated, bias);
+  }
 
   /// @throws precondition_error if the shapes disagree or a gate is missing or superfluous.
   template <class V>
@@ -82,7 +92,7 @@ struct ffn {
                                     std::int64_t max_rows) const noexcept {
     memory_size size;
     size.add<V>(max_rows * detail::spread(shape.M));
-    add_hidden<V>(size, shape, max_rows, inputs + 1);
+    add_hidden<V>(size, shape, max_rows, 1 + (recompute ? inputs : 0));
     return size.bytes() + Gemm::template scratch_bytes<V>(exec, static_cast<int>(shape.P));
   }
   template <class V>
@@ -93,7 +103,7 @@ struct ffn {
     size.add<V>(max_rows * detail::spread(shape.M));
     size.add<V>(max_rows);
     size.add<V>(max_rows);
-    add_hidden<V>(size, shape, max_rows, 2 * inputs + 1);
+    add_hidden<V>(size, shape, max_rows, 1 + (recompute ? 2 * inputs : inputs));
     return size.bytes() + Gemm::template scratch_bytes<V>(exec, static_cast<int>(shape.P));
   }
 
@@ -109,17 +119,14 @@ struct ffn {
                     matrix_view<std::type_identity_t<V> const> rows, row_segments const& segments,
                     matrix_view<V> out, memory saved, memory scratch,
                     call_site site = call_site::here()) const {
-    auto const hidden = take_hidden<V>(handle, rows.rows(), recompute ? scratch : saved,
-                                       recompute ? scratch_rule : saved_rule, site);
-    run_rows(exec, handle, rows, segments, hidden, out, scratch, site);
-  }
-  /// The same for inference: nothing is saved.
-  template <class V>
-  void infer_rows(cpu const& exec, prepared_ffn<V> const& handle,
-                  matrix_view<std::type_identity_t<V> const> rows, row_segments const& segments,
-                  matrix_view<V> out, memory scratch, call_site site = call_site::here()) const {
-    auto const hidden = take_hidden<V>(handle, rows.rows(), scratch, scratch_rule, site);
-    run_rows(exec, handle, rows, segments, hidden, out, scratch, site);
+    static_assert(gemm_provider<Gemm, V>);
+    ffn_weights<V const> const& w = handle.weights();
+    auto const hidden = take_hidden<V>(w.shape(), rows.rows(), saved, scratch, site);
+    auto const activated =
+        detail::take_rows<V>(scratch, rows.rows(), w.shape().H, scratch_rule, site);
+    project(exec, w, rows, segments, hidden, scratch, site);
+    detail::activate(exec, act, segments, hidden, activated);
+    Gemm::template forward<V>(exec, activated, w.down, w.down_bias, segments, out, scratch, site);
   }
 
   /// The gradient of forward_rows, of out[r] multiplied by row_weight[r] if weights are given.
@@ -158,8 +165,7 @@ struct ffn {
             {{"row_weight", row_weight.size()}, {"drow_weight", drow_weight.size()}, {"N", N}});
     detail::expect_same_parts<V>(w, gradients, site);
 
-    detail::hidden_rows<V> hidden = take_hidden<V>(handle, N, recompute ? scratch : saved,
-                                                   recompute ? scratch_rule : saved_rule, site);
+    auto const hidden = take_hidden<V>(w.shape(), N, saved, scratch, site);
     auto const take = [&] { return detail::take_rows<V>(scratch, N, H, scratch_rule, site); };
     matrix_view<V> const dhidden = take(), weighted = take();                    // [N,H]
     matrix_view<V> const dgate = Activation::gated ? take() : matrix_view<V>();  // [N,H]
@@ -210,16 +216,6 @@ struct ffn {
     forward_rows<V>(exec, handle, rows, table, rows, saved, scratch, site);
     collect(exec, rows, table, weight, tokens, out, site);
   }
-  /// The same for inference: nothing is saved.
-  template <class V>
-  void infer(cpu const& exec, prepared_ffn<V> const& handle,
-             matrix_view<std::type_identity_t<V> const> tokens, routing_table const& table,
-             vector_view<std::type_identity_t<V> const> weight, matrix_view<V> out, memory scratch,
-             call_site site = call_site::here()) const {
-    auto const rows = send(exec, handle, tokens, table, weight, scratch, site);
-    infer_rows<V>(exec, handle, rows, table, rows, scratch, site);
-    collect(exec, rows, table, weight, tokens, out, site);
-  }
 
   /// The gradient of forward, with what forward was given and left in `saved`.
   ///
@@ -249,29 +245,16 @@ struct ffn {
     }
     vector_view<V> const row_weight(scratch.take<V>(N, scratch_rule, site), N);
     vector_view<V> const drow_weight(scratch.take<V>(N, scratch_rule, site), N);
-    detail::each_pair(exec, table, [&](std::int64_t, std::int64_t i) {
-      if (table.row_of[i] >= 0) row_weight[table.row_of[i]] = weight[i];
-    });
+    detail::spread_weights<V>(exec, table, weight, row_weight);
     backward_rows<V>(exec, handle, drows, row_weight, rows, table, saved, drows, drow_weight,
                      gradients, how, scratch, site);
     dispatch_backward<V>(exec, drows, table, dtokens, update::assign, site);
-    detail::each_pair(exec, table, [&](std::int64_t t, std::int64_t i) {
-      std::int32_t const r = table.row_of[i];
-      if (r == no_row(expert_kind::copy)) {
-        detail::product_sum<V> product;
-        product.add(tokens.row(t), dout.row(t), M);
-        dweight[i] = product.value();
-        for (std::int64_t j = 0; j < M; ++j) dtokens(t, j) += weight[i] * dout(t, j);
-      } else {
-        dweight[i] = r >= 0 ? drow_weight[r] : V(0);
-      }
-    });
+    detail::collect_gradients<V>(exec, table, tokens, dout, weight, drow_weight, dtokens, dweight);
   }
 
  private:
   static constexpr int inputs = Activation::gated ? 2 : 1;
   static constexpr char const* scratch_rule = "ffn: scratch >= forward/backward_scratch_bytes";
-  static constexpr char const* saved_rule = "ffn: saved >= saved_bytes";
 
   template <class V>
   static void add_hidden(memory_size& size, ffn_shape const& shape, std::int64_t rows, int arrays) {
@@ -279,12 +262,13 @@ struct ffn {
   }
 
   template <class V>
-  static detail::hidden_rows<V> take_hidden(prepared_ffn<V> const& handle, std::int64_t rows,
-                                            memory& from, char const* rule, call_site site) {
-    std::int64_t const H = handle.weights().shape().H;
+  detail::hidden_rows<V> take_hidden(ffn_shape const& shape, std::int64_t rows, memory saved,
+                                     memory& scratch, call_site site) const {
+    memory& from = recompute ? scratch : saved;
+    char const* const rule = recompute ? scratch_rule : "ffn: saved >= saved_bytes";
     detail::hidden_rows<V> hidden;
-    hidden.up = detail::take_rows<V>(from, rows, H, rule, site);
-    if (Activation::gated) hidden.gate = detail::take_rows<V>(from, rows, H, rule, site);
+    hidden.up = detail::take_rows<V>(from, rows, shape.H, rule, site);
+    if (Activation::gated) hidden.gate = detail::take_rows<V>(from, rows, shape.H, rule, site);
     return hidden;
   }
 
@@ -296,20 +280,6 @@ struct ffn {
     if constexpr (Activation::gated)
       Gemm::template forward<V>(exec, rows, w.gate, w.gate_bias, segments, hidden.gate, scratch,
                                 site);
-  }
-
-  template <class V>
-  void run_rows(cpu const& exec, prepared_ffn<V> const& handle,
-                matrix_view<std::type_identity_t<V> const> rows, row_segments const& segments,
-                detail::hidden_rows<V> const& hidden, matrix_view<V> out, memory scratch,
-                call_site site) const {
-    static_assert(gemm_provider<Gemm, V>);
-    ffn_weights<V const> const& w = handle.weights();
-    auto const activated =
-        detail::take_rows<V>(scratch, rows.rows(), w.shape().H, scratch_rule, site);
-    project(exec, w, rows, segments, hidden, scratch, site);
-    detail::activate<V>(exec, act, segments, hidden.up, hidden.gate, activated);
-    Gemm::template forward<V>(exec, activated, w.down, w.down_bias, segments, out, scratch, site);
   }
 
   template <class V>
@@ -343,6 +313,6 @@ struct ffn {
 };
 
 static_assert(gemm_provider<builtin_gemm, float> && gemm_provider<builtin_gemm, double>);
-static_assert(experts<ffn<relu>, float> && experts<ffn<swiglu>, double>);
+static_assert(row_experts<ffn<relu>, float> && row_experts<ffn<swiglu>, double>);
 
 }  // namespace moe::inline MOE_ABI

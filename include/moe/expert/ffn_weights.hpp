@@ -57,7 +57,6 @@ struct ffn_weights {
 
 /// Elements that P experts need, and views of them carved from one array: up, gate, down, then the biases.
 /// @param gated, bias  Which parts there are.
-template <class V>
 constexpr std::int64_t ffn_elements(ffn_shape const& shape, bool gated, bool bias) noexcept {
   std::int64_t const inputs = gated ? 2 : 1;
   return shape.P * ((inputs + 1) * shape.M * shape.H + (bias ? inputs * shape.H + shape.M : 0));
@@ -117,6 +116,8 @@ void expect_weights(ffn_weights<V> const& w, bool gated, call_site site) {
 
 template <class V>
 void expect_same_parts(ffn_weights<V const> const& w, ffn_weights<V> const& g, call_site site) {
+  expect_weights<V const>(w, !w.gate.absent(), site);
+  expect_weights<V>(g, !w.gate.absent(), site);
   expects(w.shape() == g.shape() && w.up_bias.absent() == g.up_bias.absent() &&
               w.gate_bias.absent() == g.gate_bias.absent() &&
               w.down_bias.absent() == g.down_bias.absent(),
@@ -127,6 +128,20 @@ void expect_same_parts(ffn_weights<V const> const& w, ffn_weights<V> const& g, c
            {"gradients.P", g.shape().P},
            {"gradients.M", g.shape().M},
            {"gradients.H", g.shape().H}});
+}
+
+/// Calls f(name, value, gradient) for all elements at once if they lie one after another, else row
+/// by row.
+template <class V, class F>
+void visit_part(char const* name, stacked_view<V> v, stacked_view<V> g, F&& f) {
+  if (v.absent()) return;
+  if (v.contiguous() && g.contiguous()) {
+    std::int64_t const size = v.count() * v.rows() * v.cols();
+    return void(f(name, vector_view<V>(v.data(), size), vector_view<V>(g.data(), size)));
+  }
+  for (std::int64_t e = 0; e < v.count(); ++e)
+    for (std::int64_t r = 0; r < v.rows(); ++r)
+      f(name, vector_view<V>(v[e].row(r), v.cols()), vector_view<V>(g[e].row(r), v.cols()));
 }
 
 }  // namespace detail
@@ -141,26 +156,15 @@ template <class V, class F>
 void for_each_parameter(ffn_weights<V> const& values, ffn_weights<V> const& gradients, F&& f,
                         call_site site = call_site::here()) {
   detail::expect_same_parts<V>(values, gradients, site);
-  auto const part = [&](char const* name, stacked_view<V> v, stacked_view<V> g) {
-    if (v.absent()) return;
-    if (v.contiguous() && g.contiguous()) {
-      std::int64_t const size = v.count() * v.rows() * v.cols();
-      return void(f(name, vector_view<V>(v.data(), size), vector_view<V>(g.data(), size)));
-    }
-    for (std::int64_t e = 0; e < v.count(); ++e)
-      for (std::int64_t r = 0; r < v.rows(); ++r)
-        f(name, vector_view<V>(v[e].row(r), v.cols()), vector_view<V>(g[e].row(r), v.cols()));
-  };
-  auto const bias = [&](char const* name, matrix_view<V> v, matrix_view<V> g) {
-    part(name, {v.data(), 1, v.rows(), v.cols(), v.ld(), v.rows() * v.ld()},
-         {g.data(), 1, g.rows(), g.cols(), g.ld(), g.rows() * g.ld()});
+  auto const part = [&](char const* name, auto const& value, auto const& gradient) {
+    detail::visit_part(name, stacked_view<V>(value), stacked_view<V>(gradient), f);
   };
   part("up", values.up, gradients.up);
   part("gate", values.gate, gradients.gate);
   part("down", values.down, gradients.down);
-  bias("up_bias", values.up_bias, gradients.up_bias);
-  bias("gate_bias", values.gate_bias, gradients.gate_bias);
-  bias("down_bias", values.down_bias, gradients.down_bias);
+  part("up_bias", values.up_bias, gradients.up_bias);
+  part("gate_bias", values.gate_bias, gradients.gate_bias);
+  part("down_bias", values.down_bias, gradients.down_bias);
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -100,6 +100,13 @@ void add_constant_experts(cpu const& exec,
                           call_site site = call_site::here()) {
   std::int64_t const M = out.cols();
   detail::expect_constant<V>(experts, table, expert, weight, M, site);
+  expects(tokens.rows() == table.T && tokens.cols() == M && out.rows() == table.T,
+          "add_constant_experts: tokens and out are [T,M]", site,
+          {{"tokens.rows", tokens.rows()},
+           {"tokens.cols", tokens.cols()},
+           {"out.rows", out.rows()},
+           {"T", table.T},
+           {"M", M}});
   detail::each_pair(exec, table, [&](std::int64_t t, std::int64_t i) {
     std::int64_t const e = detail::constant_index(experts, table, expert.data(), i);
     if (e < 0) return;
@@ -126,9 +133,23 @@ void add_constant_experts_backward(
   using detail::constant_mix;
   std::int64_t const M = dout.cols();
   detail::expect_constant<V>(experts, table, expert, weight, M, site);
-  expects(gradients.count() == experts.count() && gradients.select.count() == experts.count(),
-          "add_constant_experts_backward: gradients of the experts' shape", site,
+  detail::expect_constant<V>(gradients, table, expert, weight, M, site);
+  expects(gradients.count() == experts.count(),
+          "add_constant_experts_backward: as many gradients as experts", site,
           {{"gradients", gradients.count()}, {"experts", experts.count()}});
+  expects(tokens.rows() == table.T && tokens.cols() == M && dout.rows() == table.T &&
+              dtokens.rows() == table.T && dtokens.cols() == M && dweight.size() >= table.pairs(),
+          "add_constant_experts_backward: tokens, dout and dtokens are [T,M], dweight has a value "
+          "for each pair",
+          site,
+          {{"tokens.rows", tokens.rows()},
+           {"tokens.cols", tokens.cols()},
+           {"dout.rows", dout.rows()},
+           {"dtokens.rows", dtokens.rows()},
+           {"dtokens.cols", dtokens.cols()},
+           {"dweight", dweight.size()},
+           {"T", table.T},
+           {"M", M}});
   // d(logit of x) is `steep`, that of v is -steep.
   auto const steepness = [&](std::int64_t e, std::int64_t t, constant_mix<V> const& mix, V w) {
     V const dx = constant_mix<V>::dot_of(dout.row(t), tokens.row(t), M);
@@ -236,20 +257,5 @@ void add_shared_rows(cpu const& exec, matrix_view<std::type_identity_t<V> const>
     }
   });
 }
-
-/// All T rows of a matrix as the one segment of one expert. Owns its two numbers.
-class all_rows {
- public:
-  /// @throws precondition_error unless T fits 32-bit ids.
-  explicit all_rows(std::int64_t T, call_site site = call_site::here())
-      : used_(static_cast<std::int32_t>(T)) {
-    expects(T >= 0 && T <= 0x7fffffff, "all_rows: 0 <= T < 2^31", site, {{"T", T}});
-  }
-  operator row_segments() const noexcept { return {1, &begin_, &used_}; }
-
- private:
-  std::int32_t begin_ = 0;
-  std::int32_t used_;
-};
 
 }  // namespace moe::inline MOE_ABI

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include <moe/core/config.hpp>
+#include <moe/core/error.hpp>
 #include <moe/core/view.hpp>
 #include <moe/routing/routing_table.hpp>
 
@@ -32,6 +33,21 @@ struct row_segments {
     for (int s = 0; s < sources; ++s) sum += used[p * sources + s];
     return sum;
   }
+};
+
+/// All T rows of a matrix as the one segment of one expert. Owns its two numbers.
+class all_rows {
+ public:
+  /// @throws precondition_error unless T fits 32-bit ids.
+  explicit all_rows(std::int64_t T, call_site site = call_site::here())
+      : used_(static_cast<std::int32_t>(T)) {
+    expects(T >= 0 && T <= 0x7fffffff, "all_rows: 0 <= T < 2^31", site, {{"T", T}});
+  }
+  operator row_segments() const noexcept { return {1, &begin_, &used_}; }
+
+ private:
+  std::int32_t begin_ = 0;
+  std::int32_t used_;
 };
 
 /// Walks the rows of one expert, from any of its sources, in order.
@@ -77,6 +93,11 @@ class stacked_view {
   constexpr stacked_view(T* data, std::int64_t count, std::int64_t rows, std::int64_t cols,
                          std::int64_t ld, std::int64_t stride) noexcept
       : data_(data), count_(count), rows_(rows), cols_(cols), ld_(ld), stride_(stride) {}
+
+  /// A matrix as a stack of one.
+  explicit constexpr stacked_view(matrix_view<T> const& matrix) noexcept
+      : stacked_view(matrix.data(), 1, matrix.rows(), matrix.cols(), matrix.ld(),
+                     matrix.rows() * matrix.ld()) {}
 
   /// The first count * rows * cols elements of anything with `data()` and `size()`.
   /// @throws precondition_error if it is smaller than that.

@@ -9,6 +9,7 @@
 #include <moe/core/error.hpp>
 #include <moe/core/view.hpp>
 #include <moe/expert/ffn_weights.hpp>
+#include <moe/expert/segments.hpp>
 
 namespace moe::inline MOE_ABI {
 
@@ -35,23 +36,27 @@ struct loss_weights {
 };
 
 /// The parameters of a moe_layer, or their gradients, as views on the caller's memory.
-template <class V>
+/// @tparam Parameters  `Experts::parameters<V>` of the layer's experts.
+template <class V, class Parameters = ffn_weights<V>>
 struct layer_weights {
   matrix_view<V> router;  ///< [M,E]
-  ffn_weights<V> experts;
+  Parameters experts;
 
-  template <class U>
-    requires(std::is_same_v<U, V const> && !std::is_const_v<V>)
-  constexpr operator layer_weights<U>() const noexcept {
+  template <class U, class Constant>
+    requires(std::is_same_v<U, V const> && !std::is_const_v<V> &&
+             std::is_convertible_v<Parameters, Constant>)
+  constexpr operator layer_weights<U, Constant>() const noexcept {
     return {router, experts};
   }
 };
 
 /// Calls f(name, value, gradient) for every parameter, as vector_views of contiguous elements: the
-/// router's rows, then what for_each_parameter gives of the experts.
+/// router's rows, then what for_each_parameter gives of the experts (of those of a user if it is
+/// declared beside his type of parameters).
 /// @throws precondition_error unless both have the same parts and shapes.
-template <class V, class F>
-void for_each_parameter(layer_weights<V> const& values, layer_weights<V> const& gradients, F&& f,
+template <class V, class Parameters, class F>
+void for_each_parameter(layer_weights<V, Parameters> const& values,
+                        layer_weights<V, Parameters> const& gradients, F&& f,
                         call_site site = call_site::here()) {
   matrix_view<V> const &v = values.router, &g = gradients.router;
   expects(v.rows() == g.rows() && v.cols() == g.cols(),
@@ -60,11 +65,7 @@ void for_each_parameter(layer_weights<V> const& values, layer_weights<V> const& 
            {"cols", v.cols()},
            {"gradient rows", g.rows()},
            {"gradient cols", g.cols()}});
-  if (v.ld() == v.cols() && g.ld() == g.cols())
-    f("router", vector_view<V>(v.data(), v.span()), vector_view<V>(g.data(), g.span()));
-  else
-    for (std::int64_t m = 0; m < v.rows(); ++m)
-      f("router", vector_view<V>(v.row(m), v.cols()), vector_view<V>(g.row(m), g.cols()));
+  detail::visit_part("router", stacked_view<V>(v), stacked_view<V>(g), f);
   for_each_parameter(values.experts, gradients.experts, f, site);
 }
 
@@ -75,7 +76,8 @@ void for_each_parameter(layer_weights<V> const& values, layer_weights<V> const& 
 ///   logits(matrix_view<V>)                             [T,E]; may be changed, as a constant for the
 ///                                                      gradient;
 ///   routed(basic_routing<V> const&, routing_table const&, vector_view<V const> weights);
-///   rows_in(matrix_view<V const>), rows_out(...)       [N,M]: before and after the experts;
+///   rows_in(matrix_view<V const>), rows_out(...)       [N,M]: before and after the experts, which
+///                                                      must be row_experts;
 ///   output(matrix_view<V const>)                       [T,M].
 struct no_hooks {};
 

@@ -18,10 +18,10 @@
 #include <moe/dispatch/dispatch.hpp>
 #include <moe/dispatch/update.hpp>
 #include <moe/expert/ffn.hpp>
-#include <moe/expert/grouped_gemm.hpp>
-#include <moe/gate/jitter.hpp>
+#include <moe/expert/segments.hpp>
 #include <moe/gate/preset.hpp>
 #include <moe/layer/layer_types.hpp>
+#include <moe/layer/router.hpp>
 #include <moe/loss/z_loss.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -57,10 +57,14 @@ struct layer_saved {
 ///                    layer.carve(gradients.data()), moe::update::assign, scratch);
 ///
 /// @tparam Preset   A `preset<Gate, Overflow>`.
-/// @tparam Experts  An `experts` model whose parameters are ffn_weights: `ffn<Activation, Gemm>`.
+/// @tparam Experts  Any model of `experts`: `ffn<Activation, Gemm>`, or the user's own.
 template <class Preset, class Experts>
 class moe_layer {
  public:
+  /// Its parameters, or their gradients.
+  template <class V>
+  using weights = layer_weights<V, typename Experts::template parameters<V>>;
+
   /// @throws precondition_error unless T >= 0, M, H, E >= 1 and k of the gate <= E; or if the preset
   ///         applies weights before the experts and the experts do not, or the other way round.
   moe_layer(Preset const& router, Experts const& experts, layer_shape const& shape,
@@ -71,10 +75,12 @@ class moe_layer {
             {{"T", shape.T}, {"M", shape.M}, {"H", shape.H}, {"E", shape.E}});
     expects(K() >= 1 && K() <= shape.E, "moe_layer: 1 <= K <= E", site,
             {{"K", K()}, {"E", shape.E}});
-    expects((router.apply == weights_apply::before_experts) == experts.weights_before,
+    bool experts_before = false;
+    if constexpr (requires { experts.weights_before; }) experts_before = experts.weights_before;
+    expects((router.apply == weights_apply::before_experts) == experts_before,
             "moe_layer: preset and experts agree on where weights apply", site,
             {{"preset before experts", router.apply == weights_apply::before_experts},
-             {"experts.weights_before", experts.weights_before}});
+             {"experts.weights_before", experts_before}});
   }
 
   layer_shape const& shape() const noexcept { return shape_; }
@@ -83,13 +89,13 @@ class moe_layer {
 
   /// Elements of all parameters.
   std::int64_t parameter_elements() const noexcept {
-    return shape_.M * shape_.E + ffn_elements<float>(expert_shape(), Experts::gated, shape_.bias);
+    return shape_.M * shape_.E + experts_.parameter_elements(expert_shape(), shape_.bias);
   }
   /// Views of the parameters, or of gradients, in one array of parameter_elements(): router, experts.
   template <class V>
-  layer_weights<V> carve(V* data) const noexcept {
+  weights<V> carve(V* data) const noexcept {
     return {matrix_view<V>(data, shape_.M, shape_.E),
-            carve_ffn(data + shape_.M * shape_.E, expert_shape(), Experts::gated, shape_.bias)};
+            experts_.carve(data + shape_.M * shape_.E, expert_shape(), shape_.bias)};
   }
 
   /// Bytes from forward to backward.
@@ -124,13 +130,13 @@ class moe_layer {
     std::size_t const experts =
         std::max(experts_.template forward_scratch_bytes<V>(exec, expert_shape(), rows),
                  experts_.template backward_scratch_bytes<V>(exec, expert_shape(), rows));
-    std::size_t const steps = std::max({experts, builtin_gemm::scratch_bytes<V>(exec, 1),
-                                        preset_scratch<V>(exec, preset_, shape_.T, shape_.E)});
+    std::size_t const steps =
+        std::max({experts, compute_logits_scratch<V>(exec, shape_.T, shape_.M),
+                  preset_scratch<V>(exec, preset_, shape_.T, shape_.E)});
     memory_size size;
     size.add<V>(shape_.T * shape_.E);
     size.add<V>(shape_.T * K());
-    for (int i = 0; i < 2; ++i) size.add<V>(shape_.T * shape_.M);  // jittered input, its gradient
-    for (int i = 0; i < 2; ++i) size.add<V>(rows * shape_.M);      // rows, when hooks see them
+    for (int i = 0; i < 2; ++i) size.add<V>(rows * shape_.M);  // rows, when hooks see them
     return size.bytes() + steps;
   }
 
@@ -147,27 +153,28 @@ class moe_layer {
   /// @note  Allocates nothing. Bitwise the same for any number of threads. Counts of dropped tokens,
   ///        NaN and so on are in saved.table.counts.
   template <class V, class Hooks = no_hooks>
-  layer_losses forward(cpu const& exec,
-                       std::type_identity_t<layer_weights<V const>> const& parameters,
+  layer_losses forward(cpu const& exec, std::type_identity_t<weights<V const>> const& parameters,
                        std::type_identity_t<matrix_view<V const>> tokens, batch const& ids,
                        std::type_identity_t<matrix_view<V>> out, layer_saved<V>& saved,
                        memory scratch, Hooks&& hooks = {},
                        call_site site = call_site::here()) const {
+    static_assert(experts<Experts, V>);
     std::int64_t const T = tokens.rows();
     expect_arguments(parameters.router, tokens, out, saved, site);
     saved.filled = false;
 
     matrix_view<V> const logits(saved.logits.data(), T, shape_.E);
-    project_router(exec, parameters.router, tokens, ids, logits, scratch, site);
+    compute_logits(exec, tokens, parameters.router, preset_.input_jitter, ids, logits, scratch,
+                   site);
     if constexpr (requires { hooks.logits(logits); }) hooks.logits(logits);
 
     saved.routed.T = T;
-    vector_view<V> const weights(saved.weights, T * K());
+    vector_view<V> const kept(saved.weights, T * K());
     layer_losses losses;
     losses.balance = apply_preset(exec, preset_, logits, ids, {}, scratch, saved.routed,
-                                  saved.table, weights, site);
+                                  saved.table, kept, site);
     if (shape_.z_loss) losses.z = z_loss(exec, logits, ids, scratch, site);
-    vector_view<V const> const pair_weights = weights;
+    vector_view<V const> const pair_weights = kept;
     if constexpr (requires { hooks.routed(saved.routed, saved.table, pair_weights); })
       hooks.routed(saved.routed, saved.table, pair_weights);
 
@@ -177,8 +184,8 @@ class moe_layer {
     if constexpr (sees_rows)
       run_experts_seen(exec, handle, tokens, saved, pair_weights, out, scratch, hooks, site);
     else
-      experts_.template forward<V>(exec, handle, tokens, saved.table, pair_weights, out,
-                                   saved.experts, scratch, site);
+      experts_.forward(exec, handle, tokens, saved.table, pair_weights, out, saved.experts, scratch,
+                       site);
     if constexpr (requires { hooks.output(matrix_view<V const>(out)); })
       hooks.output(matrix_view<V const>(out));
     saved.filled = true;
@@ -199,11 +206,11 @@ class moe_layer {
   /// @note  Which expert, which row and what is dropped are constants. Allocates nothing. Bitwise the
   ///        same for any number of threads.
   template <class V>
-  void backward(cpu const& exec, std::type_identity_t<layer_weights<V const>> const& parameters,
+  void backward(cpu const& exec, std::type_identity_t<weights<V const>> const& parameters,
                 std::type_identity_t<matrix_view<V const>> tokens,
                 std::type_identity_t<matrix_view<V const>> dout, loss_weights const& losses,
                 layer_saved<V> const& saved, std::type_identity_t<matrix_view<V>> dtokens,
-                std::type_identity_t<layer_weights<V>> const& gradients, update how, memory scratch,
+                std::type_identity_t<weights<V>> const& gradients, update how, memory scratch,
                 call_site site = call_site::here()) const {
     std::int64_t const T = tokens.rows(), M = shape_.M;
     expect_arguments(parameters.router, tokens, dtokens, saved, site);
@@ -222,17 +229,17 @@ class moe_layer {
     matrix_view<V> const dlogits(take<V>(scratch, T * shape_.E, site), T, shape_.E);
     vector_view<V> const dweights(take<V>(scratch, T * K(), site), T * K());
     auto const handle = experts_.prepare(parameters.experts, site);
-    experts_.template backward<V>(exec, handle, dout, tokens, saved.table,
-                                  vector_view<V const>(saved.weights, T * K()), saved.experts,
-                                  dtokens, dweights, gradients.experts, how, scratch, site);
+    experts_.backward(exec, handle, dout, tokens, saved.table,
+                      vector_view<V const>(saved.weights, T * K()), saved.experts, dtokens,
+                      dweights, gradients.experts, how, scratch, site);
 
     matrix_view<V const> const logits(saved.logits.data(), T, shape_.E);
     apply_preset_backward(exec, preset_, logits, saved.routed, saved.table, dweights,
                           losses.balance, scratch, dlogits, site);
     batch const& ids = saved.routed.tokens;
     if (losses.z != 0) z_loss_backward(exec, logits, ids, losses.z, scratch, dlogits, site);
-    unproject_router(exec, parameters.router, tokens, ids, dlogits, dtokens, gradients.router, how,
-                     scratch, site);
+    compute_logits_backward(exec, tokens, parameters.router, preset_.input_jitter, ids, logits,
+                            dlogits, dtokens, gradients.router, how, scratch, site);
   }
 
  private:
@@ -275,83 +282,32 @@ class moe_layer {
     expects(!overlap(tokens, out), "moe_layer: the output does not overlap tokens", site);
   }
 
-  bool jitters(batch const& ids) const noexcept { return preset_.input_jitter > 0 && ids.training; }
-
-  /// logits = jittered tokens * router.
-  template <class V>
-  void project_router(cpu const& exec, matrix_view<V const> router, matrix_view<V const> tokens,
-                      batch const& ids, matrix_view<V> logits, memory scratch,
-                      call_site site) const {
-    std::int32_t const begin = 0, used = static_cast<std::int32_t>(tokens.rows());
-    matrix_view<V const> const input = jittered(exec, tokens, ids, scratch, site);
-    builtin_gemm::forward<V>(exec, input, one(router), {}, {1, &begin, &used}, logits, scratch,
-                             site);
-  }
-
-  /// dtokens += the gradient through the router; drouter is assigned or added to.
-  template <class V>
-  void unproject_router(cpu const& exec, matrix_view<V const> router, matrix_view<V const> tokens,
-                        batch const& ids, matrix_view<V> dlogits, matrix_view<V> dtokens,
-                        matrix_view<V> drouter, update how, memory scratch, call_site site) const {
-    std::int32_t const begin = 0, used = static_cast<std::int32_t>(tokens.rows());
-    row_segments const all(1, &begin, &used);
-    matrix_view<V const> const input = jittered(exec, tokens, ids, scratch, site);
-    builtin_gemm::weight_gradient<V>(exec, input, dlogits, all, how, one(drouter), scratch, site);
-    if (!jitters(ids))
-      return builtin_gemm::input_gradient<V>(exec, dlogits, one(router), all, update::add, dtokens,
-                                             scratch, site);
-    std::int64_t const T = tokens.rows(), M = shape_.M;
-    matrix_view<V> const dinput(take<V>(scratch, T * M, site), T, M);
-    builtin_gemm::input_gradient<V>(exec, dlogits, one(router), all, update::assign, dinput,
-                                    scratch, site);
-    jitter_backward(exec, dinput, preset_.input_jitter, ids, dinput, site);
-    exec.split(T, 64, [&](std::int64_t first, std::int64_t last, int) {
-      for (std::int64_t t = first; t < last; ++t)
-        for (std::int64_t m = 0; m < M; ++m) dtokens(t, m) += dinput(t, m);
-    });
-  }
-
-  /// What the router sees; drawn again in backward, because draws are functions of the ids.
-  template <class V>
-  matrix_view<V const> jittered(cpu const& exec, matrix_view<V const> tokens, batch const& ids,
-                                memory& scratch, call_site site) const {
-    if (!jitters(ids)) return tokens;
-    std::int64_t const T = tokens.rows();
-    matrix_view<V> const out(take<V>(scratch, T * shape_.M, site), T, shape_.M);
-    jitter(exec, tokens, preset_.input_jitter, ids, out, site);
-    return out;
-  }
-
-  template <class V>
-  static stacked_view<V> one(matrix_view<V> matrix) noexcept {
-    return {matrix.data(), 1,           matrix.rows(),
-            matrix.cols(), matrix.ld(), matrix.rows() * matrix.ld()};
-  }
-
   /// What experts_.forward does, in three steps with the hooks between them.
   template <class V, class Handle, class Hooks>
   void run_experts_seen(cpu const& exec, Handle const& handle, matrix_view<V const> tokens,
-                        layer_saved<V>& saved, vector_view<V const> weights, matrix_view<V> out,
+                        layer_saved<V>& saved, vector_view<V const> kept, matrix_view<V> out,
                         memory scratch, Hooks&& hooks, call_site site) const {
+    static_assert(row_experts<Experts, V>, "moe_layer: hooks see rows of row_experts alone");
     routing_table const& table = saved.table;
     std::int64_t const N = table.max_rows, M = shape_.M;
     bool const before = preset_.apply == weights_apply::before_experts;
     matrix_view<V> const in(take<V>(scratch, N * M, site), N, M);
     matrix_view<V> const done(take<V>(scratch, N * M, site), N, M);
     if (before)
-      dispatch<V>(exec, tokens, table, weights, in, site);
+      dispatch<V>(exec, tokens, table, kept, in, site);
     else
       dispatch<V>(exec, tokens, table, in, site);
     auto const seen = [&](matrix_view<V> rows) {
       return matrix_view<V const>(rows.data(), table.counts->rows, M);
     };
     if constexpr (requires { hooks.rows_in(seen(in)); }) hooks.rows_in(seen(in));
-    experts_.template forward_rows<V>(exec, handle, in, table, done, saved.experts, scratch, site);
+    experts_.forward_rows(exec, handle, matrix_view<V const>(in), row_segments(table), done,
+                          saved.experts, scratch, site);
     if constexpr (requires { hooks.rows_out(seen(done)); }) hooks.rows_out(seen(done));
     if (before)
       combine<V>(exec, done, table, out, update::assign, site);
     else
-      combine<V>(exec, done, table, weights, tokens, out, update::assign, site);
+      combine<V>(exec, done, table, kept, tokens, out, update::assign, site);
   }
 
   Preset preset_;

@@ -15,6 +15,8 @@
 #include <moe/core/view.hpp>
 #include <moe/dispatch/update.hpp>
 #include <moe/expert/ffn.hpp>
+#include <moe/expert/grouped_gemm.hpp>
+#include <moe/expert/segments.hpp>
 #include <moe/layer/layer_types.hpp>
 #include <moe/layer/moe_layer.hpp>
 
@@ -27,32 +29,33 @@ enum class residual_mix : std::uint8_t {
 };
 
 /// The parameters of a residual_layer, or their gradients, as views on the caller's memory.
-template <class V>
+template <class V, class Parameters = ffn_weights<V>>
 struct residual_weights {
-  layer_weights<V> moe;
-  ffn_weights<V> fixed;     ///< P = 1, H of the fixed expert.
+  layer_weights<V, Parameters> moe;
+  Parameters fixed;         ///< P = 1, H of the fixed expert.
   matrix_view<V> mix;       ///< [M,2], absent unless learned.
   vector_view<V> mix_bias;  ///< [2], empty unless learned.
 
-  template <class U>
-    requires(std::is_same_v<U, V const> && !std::is_const_v<V>)
-  constexpr operator residual_weights<U>() const noexcept {
+  template <class U, class Constant>
+    requires(std::is_same_v<U, V const> && !std::is_const_v<V> &&
+             std::is_convertible_v<Parameters, Constant>)
+  constexpr operator residual_weights<U, Constant>() const noexcept {
     return {moe, fixed, mix, mix_bias};
   }
 };
 
 /// Calls f(name, value, gradient) for every parameter; see the one of layer_weights.
-template <class V, class F>
-void for_each_parameter(residual_weights<V> const& values, residual_weights<V> const& gradients,
-                        F&& f, call_site site = call_site::here()) {
+template <class V, class Parameters, class F>
+void for_each_parameter(residual_weights<V, Parameters> const& values,
+                        residual_weights<V, Parameters> const& gradients, F&& f,
+                        call_site site = call_site::here()) {
   for_each_parameter(values.moe, gradients.moe, f, site);
   for_each_parameter(values.fixed, gradients.fixed, f, site);
-  expects(values.mix.span() == gradients.mix.span() &&
+  expects(values.mix.rows() == gradients.mix.rows() && values.mix.cols() == gradients.mix.cols() &&
               values.mix_bias.size() == gradients.mix_bias.size(),
           "for_each_parameter: values and gradients have the same mix", site);
   if (values.mix.absent()) return;
-  f("mix", vector_view<V>(values.mix.data(), values.mix.span()),
-    vector_view<V>(gradients.mix.data(), gradients.mix.span()));
+  detail::visit_part("mix", stacked_view<V>(values.mix), stacked_view<V>(gradients.mix), f);
   f("mix_bias", values.mix_bias, gradients.mix_bias);
 }
 
@@ -71,9 +74,14 @@ struct residual_saved {
 /// The fixed expert has the activation and the providers of the routed ones, and a hidden width of
 /// its own. Masked tokens get the fixed expert's output, too.
 /// Source: Rajbhandari et al., "DeepSpeed-MoE", 2022, section 4.1.
+/// @tparam Experts  Any model of `row_experts`.
 template <class Preset, class Experts>
 class residual_layer {
  public:
+  /// Its parameters, or their gradients.
+  template <class V>
+  using weights = residual_weights<V, typename Experts::template parameters<V>>;
+
   /// @param fixed_hidden  H of the fixed expert; 0 = that of the routed ones.
   /// @throws precondition_error as moe_layer does, or if fixed_hidden < 0.
   residual_layer(Preset const& router, Experts const& experts, layer_shape const& shape,
@@ -92,23 +100,22 @@ class residual_layer {
   residual_mix mix() const noexcept { return mix_; }
 
   std::int64_t parameter_elements() const noexcept {
-    return moe_.parameter_elements() +
-           ffn_elements<float>(fixed_shape(), Experts::gated, shape().bias) +
+    return moe_.parameter_elements() + fixed_.parameter_elements(fixed_shape(), shape().bias) +
            (learned() ? 2 * shape().M + 2 : 0);
   }
   /// In one array: the parameters of the moe_layer, of the fixed expert, and of the mix.
   template <class V>
-  residual_weights<V> carve(V* data) const noexcept {
-    residual_weights<V> weights;
-    weights.moe = moe_.carve(data);
+  weights<V> carve(V* data) const noexcept {
+    weights<V> parts;
+    parts.moe = moe_.carve(data);
     data += moe_.parameter_elements();
-    weights.fixed = carve_ffn(data, fixed_shape(), Experts::gated, shape().bias);
-    data += ffn_elements<float>(fixed_shape(), Experts::gated, shape().bias);
+    parts.fixed = fixed_.carve(data, fixed_shape(), shape().bias);
+    data += fixed_.parameter_elements(fixed_shape(), shape().bias);
     if (learned()) {
-      weights.mix = {data, shape().M, 2};
-      weights.mix_bias = {data + 2 * shape().M, 2};
+      parts.mix = {data, shape().M, 2};
+      parts.mix_bias = {data + 2 * shape().M, 2};
     }
-    return weights;
+    return parts;
   }
 
   template <class V>
@@ -154,12 +161,12 @@ class residual_layer {
 
   /// As moe_layer::forward.
   template <class V, class Hooks = no_hooks>
-  layer_losses forward(cpu const& exec,
-                       std::type_identity_t<residual_weights<V const>> const& parameters,
+  layer_losses forward(cpu const& exec, std::type_identity_t<weights<V const>> const& parameters,
                        std::type_identity_t<matrix_view<V const>> tokens, batch const& ids,
                        std::type_identity_t<matrix_view<V>> out, residual_saved<V>& saved,
                        memory scratch, Hooks&& hooks = {},
                        call_site site = call_site::here()) const {
+    static_assert(row_experts<Experts, V>);
     std::int64_t const T = tokens.rows(), M = shape().M;
     expects(T <= shape().T && out.rows() == T && out.cols() == M,
             "residual_layer: T is within the bound, out is [T,M]", site,
@@ -169,37 +176,32 @@ class residual_layer {
     matrix_view<V> const moe_out = learned() ? matrix_view<V>(saved.moe_out.data(), T, M) : out;
     layer_losses const losses =
         moe_.forward(exec, parameters.moe, tokens, ids, moe_out, saved.moe, scratch, hooks, site);
+    saved.moe.filled = false;  // until the fixed expert has run, too
 
     matrix_view<V> const fixed_out = learned()
                                          ? matrix_view<V>(saved.fixed_out.data(), T, M)
                                          : matrix_view<V>(take<V>(scratch, T * M, site), T, M);
-    one_segment const all(T);
-    fixed_.template forward_rows<V>(exec, fixed_.prepare(parameters.fixed, site), tokens,
-                                    all.segments(), fixed_out, saved.fixed, scratch, site);
-    if (!learned()) {
-      each_token(exec, T, [&](std::int64_t t) {
-        for (std::int64_t m = 0; m < M; ++m) out(t, m) += fixed_out(t, m);
-      });
-      return losses;
-    }
-
+    fixed_.forward_rows(exec, fixed_.prepare(parameters.fixed, site), tokens, all_rows(T, site),
+                        fixed_out, saved.fixed, scratch, site);
     matrix_view<V> const c(saved.coefficients.data(), T, 2);
-    project_mix(exec, parameters, tokens, c, scratch, site);
+    if (learned()) project_mix(exec, parameters, tokens, c, scratch, site);
     each_token(exec, T, [&](std::int64_t t) {
+      V const of_moe = learned() ? c(t, 0) : V(1), of_fixed = learned() ? c(t, 1) : V(1);
       for (std::int64_t m = 0; m < M; ++m)
-        out(t, m) = c(t, 0) * moe_out(t, m) + c(t, 1) * fixed_out(t, m);
+        out(t, m) = of_moe * moe_out(t, m) + of_fixed * fixed_out(t, m);
     });
+    saved.moe.filled = true;
     return losses;
   }
 
   /// As moe_layer::backward.
   template <class V>
-  void backward(cpu const& exec, std::type_identity_t<residual_weights<V const>> const& parameters,
+  void backward(cpu const& exec, std::type_identity_t<weights<V const>> const& parameters,
                 std::type_identity_t<matrix_view<V const>> tokens,
                 std::type_identity_t<matrix_view<V const>> dout, loss_weights const& losses,
                 residual_saved<V> const& saved, std::type_identity_t<matrix_view<V>> dtokens,
-                std::type_identity_t<residual_weights<V>> const& gradients, update how,
-                memory scratch, call_site site = call_site::here()) const {
+                std::type_identity_t<weights<V>> const& gradients, update how, memory scratch,
+                call_site site = call_site::here()) const {
     std::int64_t const T = tokens.rows(), M = shape().M;
     expects(saved.moe.filled && saved.moe.routed.T == T && dout.rows() == T && dout.cols() == M,
             "residual_layer::backward: saved was filled by a forward of the same T, dout is [T,M]",
@@ -224,15 +226,14 @@ class residual_layer {
     moe_.backward(exec, parameters.moe, tokens, dmoe, losses, saved.moe, dtokens, gradients.moe,
                   how, scratch, site);
 
-    one_segment const all(T);
+    all_rows const all(T, site);
     matrix_view<V> const dinput(take<V>(scratch, T * M, site), T, M);
-    fixed_.template backward_rows<V>(exec, fixed_.prepare(parameters.fixed, site), dfixed, {},
-                                     tokens, all.segments(), saved.fixed, dinput, {},
-                                     gradients.fixed, how, scratch, site);
+    fixed_.backward_rows(exec, fixed_.prepare(parameters.fixed, site), dfixed, {}, tokens, all,
+                         saved.fixed, dinput, {}, gradients.fixed, how, scratch, site);
     if (learned()) {
-      builtin_gemm::weight_gradient<V>(exec, tokens, dc, all.segments(), how, one(gradients.mix),
+      builtin_gemm::weight_gradient<V>(exec, tokens, dc, all, how, stacked_view(gradients.mix),
                                        scratch, site);
-      builtin_gemm::input_gradient<V>(exec, dc, one(parameters.mix), all.segments(), update::add,
+      builtin_gemm::input_gradient<V>(exec, dc, stacked_view(parameters.mix), all, update::add,
                                       dinput, scratch, site);
       double sums[2] = {};
       for (std::int64_t t = 0; t < T; ++t)
@@ -247,21 +248,11 @@ class residual_layer {
   }
 
  private:
-  /// T rows of one expert.
-  class one_segment {
-   public:
-    explicit one_segment(std::int64_t T) noexcept : used_(static_cast<std::int32_t>(T)) {}
-    row_segments segments() const noexcept { return {1, &begin_, &used_}; }
-
-   private:
-    std::int32_t begin_ = 0, used_;
-  };
-
   bool learned() const noexcept { return mix_ == residual_mix::learned; }
   ffn_shape fixed_shape() const noexcept { return {1, shape().M, fixed_hidden_}; }
 
   template <class V>
-  void expect_arguments(residual_weights<V const> const& parameters, residual_saved<V> const& saved,
+  void expect_arguments(weights<V const> const& parameters, residual_saved<V> const& saved,
                         call_site site) const {
     expects((saved.coefficients.cols() == 2) == learned(),
             "residual_layer: saved was made for this layer", site,
@@ -279,10 +270,6 @@ class residual_layer {
   static V* take(memory& scratch, std::int64_t count, call_site site) {
     return scratch.take<V>(count, "residual_layer: scratch holds scratch_bytes<V>(exec)", site);
   }
-  template <class V>
-  static stacked_view<V> one(matrix_view<V> m) noexcept {
-    return {m.data(), 1, m.rows(), m.cols(), m.ld(), m.rows() * m.ld()};
-  }
   template <class F>
   static void each_token(cpu const& exec, std::int64_t T, F const& f) {
     exec.split(T, 64, [&](std::int64_t first, std::int64_t last, int) {
@@ -292,13 +279,11 @@ class residual_layer {
 
   /// c = softmax(x W + b) for each token.
   template <class V>
-  void project_mix(cpu const& exec, residual_weights<V const> const& parameters,
-                   matrix_view<V const> tokens, matrix_view<V> c, memory scratch,
-                   call_site site) const {
-    one_segment const all(tokens.rows());
-    builtin_gemm::forward<V>(exec, tokens, one(parameters.mix),
-                             matrix_view<V const>(parameters.mix_bias.data(), 1, 2), all.segments(),
-                             c, scratch, site);
+  void project_mix(cpu const& exec, weights<V const> const& parameters, matrix_view<V const> tokens,
+                   matrix_view<V> c, memory scratch, call_site site) const {
+    builtin_gemm::forward<V>(exec, tokens, stacked_view(parameters.mix),
+                             matrix_view<V const>(parameters.mix_bias.data(), 1, 2),
+                             all_rows(tokens.rows(), site), c, scratch, site);
     each_token(exec, tokens.rows(), [&](std::int64_t t) {
       V const share = V(1) / (V(1) + moe::exp(c(t, 1) - c(t, 0)));
       c(t, 0) = share;

@@ -12,6 +12,7 @@
 #include <moe/core/view.hpp>
 #include <moe/dispatch/update.hpp>
 #include <moe/expert/segments.hpp>
+#include <moe/routing/expert_map.hpp>
 #include <moe/routing/routing_table.hpp>
 
 namespace moe::inline MOE_ABI::detail {
@@ -32,6 +33,8 @@ matrix_view<V> take_rows(memory& from, std::int64_t rows, std::int64_t cols, cha
 template <class V>
 struct hidden_rows {
   matrix_view<V> up, gate;
+
+  V const* gate_row(std::int64_t r) const noexcept { return gate.absent() ? nullptr : gate.row(r); }
 };
 
 /// Calls f(token, pair) for each pair; the pairs of one token in turn.
@@ -60,19 +63,41 @@ void each_row(cpu const& exec, row_segments const& segments, F const& f) {
   });
 }
 
+/// h = act(gate, up), n elements. (clang believes `__restrict` of parameters alone.)
+template <class V, class Activation>
+void activate_row(Activation const& act, std::int64_t n, V const* __restrict gate,
+                  V const* __restrict up, V* __restrict h) {
+  for (std::int64_t j = 0; j < n; ++j)
+    if constexpr (Activation::gated)
+      h[j] = act(gate[j], up[j]);
+    else
+      h[j] = act(up[j]);
+}
+
+/// du, dgate = w du times the derivatives; h *= w.
+template <class V, class Activation>
+void activate_row_backward(Activation const& act, std::int64_t n, V w, V const* __restrict gate,
+                           V const* __restrict up, V* __restrict du, V* __restrict dgate,
+                           V* __restrict h) {
+  for (std::int64_t j = 0; j < n; ++j) {
+    V const dh = w * du[j];
+    if constexpr (Activation::gated) {
+      auto const d = act.derivative(gate[j], up[j]);
+      dgate[j] = dh * d.gate;
+      du[j] = dh * d.up;
+    } else {
+      du[j] = dh * act.derivative(up[j]);
+    }
+    h[j] *= w;
+  }
+}
+
 /// h[r] = act(gate[r], up[r]).
 template <class V, class Activation>
 void activate(cpu const& exec, Activation const& act, row_segments const& segments,
-              matrix_view<V const> up, matrix_view<V const> gate, matrix_view<V> h) {
+              hidden_rows<V> const& hidden, matrix_view<V> h) {
   each_row(exec, segments, [&](int, std::int64_t r) {
-    V const* const u = up.row(r);
-    V* const to = h.row(r);
-    if constexpr (Activation::gated) {
-      V const* const g = gate.row(r);
-      for (std::int64_t j = 0; j < h.cols(); ++j) to[j] = act(g[j], u[j]);
-    } else {
-      for (std::int64_t j = 0; j < h.cols(); ++j) to[j] = act(u[j]);
-    }
+    activate_row<V>(act, h.cols(), hidden.gate_row(r), hidden.up.row(r), h.row(r));
   });
 }
 
@@ -84,7 +109,7 @@ class product_sum {
     std::int64_t j = 0;
     for (; j + parts <= n; j += parts)
       for (int l = 0; l < parts; ++l) part_[l] += a[j + l] * b[j + l];
-    for (int l = 0; j < n; ++j, ++l) part_[l] += a[j] * b[j];
+    for (int l = 0; l < parts && j + l < n; ++l) part_[l] += a[j + l] * b[j + l];
   }
   V value() noexcept {
     for (int width = parts / 2; width > 0; width /= 2)
@@ -107,38 +132,44 @@ void activate_backward(cpu const& exec, Activation const& act, row_segments cons
                        matrix_view<V> dgate, matrix_view<V> weighted, V* drow_weight) {
   std::int64_t const H = dhidden.cols();
   each_row(exec, segments, [&](int p, std::int64_t r) {
-    V const* __restrict u = hidden.up.row(r);
-    V* __restrict h = weighted.row(r);
-    V* __restrict du = dhidden.row(r);
-    V const w = row_weight == nullptr ? V(1) : row_weight[r];
-    if constexpr (Activation::gated) {
-      V const* __restrict g = hidden.gate.row(r);
-      for (std::int64_t j = 0; j < H; ++j) h[j] = act(g[j], u[j]);
-    } else {
-      for (std::int64_t j = 0; j < H; ++j) h[j] = act(u[j]);
-    }
+    V const *const gate = hidden.gate_row(r), *const up = hidden.up.row(r);
+    V *const h = weighted.row(r), *const dh = dhidden.row(r);
+    activate_row<V>(act, H, gate, up, h);
     if (drow_weight != nullptr) {
       product_sum<V> product;
-      product.add(du, h, H);
+      product.add(dh, h, H);
       if (!down_bias.absent()) product.add(dout.row(r), down_bias.row(p), dout.cols());
       drow_weight[r] = product.value();
     }
-    if constexpr (Activation::gated) {
-      V const* __restrict g = hidden.gate.row(r);
-      V* __restrict dg = dgate.row(r);
-      for (std::int64_t j = 0; j < H; ++j) {
-        auto const d = act.derivative(g[j], u[j]);
-        V const dh = w * du[j];
-        dg[j] = dh * d.gate;
-        du[j] = dh * d.up;
-        h[j] *= w;
-      }
-    } else {
-      for (std::int64_t j = 0; j < H; ++j) {
-        du[j] = w * du[j] * act.derivative(u[j]);
-        h[j] *= w;
-      }
-    }
+    V const w = row_weight == nullptr ? V(1) : row_weight[r];
+    activate_row_backward<V>(act, H, w, gate, up, dh, dgate.absent() ? nullptr : dgate.row(r), h);
+  });
+}
+
+/// row_weight[row of i] = weight[i].
+template <class V>
+void spread_weights(cpu const& exec, routing_table const& table, vector_view<V const> weight,
+                    vector_view<V> row_weight) {
+  each_pair(exec, table, [&](std::int64_t, std::int64_t i) {
+    if (table.row_of[i] >= 0) row_weight[table.row_of[i]] = weight[i];
+  });
+}
+
+/// dweight[i] = drow_weight[row of i]. For a pair at a copy expert it is dot(token, dout), and
+/// weight dout is added to dtokens; others add nothing.
+template <class V>
+void collect_gradients(cpu const& exec, routing_table const& table, matrix_view<V const> tokens,
+                       matrix_view<V const> dout, vector_view<V const> weight,
+                       vector_view<V const> drow_weight, matrix_view<V> dtokens,
+                       vector_view<V> dweight) {
+  each_pair(exec, table, [&](std::int64_t t, std::int64_t i) {
+    std::int32_t const r = table.row_of[i];
+    dweight[i] = r >= 0 ? drow_weight[r] : V(0);
+    if (r != no_row(expert_kind::copy)) return;
+    product_sum<V> product;
+    product.add(tokens.row(t), dout.row(t), dout.cols());
+    dweight[i] = product.value();
+    for (std::int64_t j = 0; j < dout.cols(); ++j) dtokens(t, j) += weight[i] * dout(t, j);
   });
 }
 
