@@ -10,9 +10,9 @@
 #include <moe/core/config.hpp>
 #include <moe/core/scalar.hpp>
 
-#if defined(__AVX2__)
+#if MOE_HAS_AVX2
 #include <immintrin.h>
-#elif defined(__SSE2__)
+#elif MOE_HAS_SSE2
 #include <emmintrin.h>
 #endif
 
@@ -21,7 +21,7 @@ namespace detail {
 
 // Spelled out and forced inline, because g++ 12 at -O2 makes no vector code of loops with an unknown
 // end, does not keep an array of sums in registers, and passes lanes through memory.
-#if defined(__AVX2__)
+#if MOE_HAS_AVX2
 inline constexpr int vector_bytes = 32;
 #else
 inline constexpr int vector_bytes = 16;
@@ -118,7 +118,7 @@ template <class Bits>
   return __builtin_bit_cast(Bits, narrowed);
 }
 
-#if defined(__AVX2__)
+#if MOE_HAS_AVX2
 /// The upper halves of floats that are no NaN, rounded to nearest even, in 32 bits with sign.
 [[gnu::always_inline]] inline __m256i upper_half(__m256i bits) noexcept {
   __m256i const odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -142,7 +142,7 @@ template <class Bits>
 [[gnu::always_inline]] inline lanes<float> load_lanes(bf16 const* from) noexcept {
   return {widen(from), widen(from + 8), widen(from + 16), widen(from + 24)};
 }
-#elif defined(__SSE2__)
+#elif MOE_HAS_SSE2
 /// The upper halves of floats that are no NaN, rounded to nearest even, in 32 bits with sign.
 [[gnu::always_inline]] inline __m128i upper_half(__m128i bits) noexcept {
   __m128i const odd = _mm_and_si128(_mm_srli_epi32(bits, 16), _mm_set1_epi32(1));
@@ -171,10 +171,10 @@ template <class Bits>
 /// Past: past the cache; `to` is aligned to a register then.
 template <bool Past, class Vector>
 [[gnu::always_inline]] inline void store_vector(void* to, Vector const& value) noexcept {
-#if defined(__AVX2__)
+#if MOE_HAS_AVX2
   if constexpr (Past)
     return _mm256_stream_si256(static_cast<__m256i*>(to), __builtin_bit_cast(__m256i, value));
-#elif defined(__SSE2__)
+#elif MOE_HAS_SSE2
   if constexpr (Past)
     return _mm_stream_si128(static_cast<__m128i*>(to), __builtin_bit_cast(__m128i, value));
 #endif
@@ -193,7 +193,7 @@ template <bool Past, class S>
     store_vector<Past>(to + width, x.b);
     store_vector<Past>(to + 2 * width, x.c);
     store_vector<Past>(to + 3 * width, x.d);
-#if defined(__SSE2__)
+#if MOE_HAS_SSE2
   } else if constexpr (std::is_same_v<S, bf16>) {
     store_vector<Past>(to, narrow(x.a, x.b));
     store_vector<Past>(to + 2 * width, narrow(x.c, x.d));

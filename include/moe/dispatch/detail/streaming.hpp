@@ -8,7 +8,7 @@
 
 #include <moe/core/config.hpp>
 
-#if defined(__SSE2__)
+#if MOE_HAS_SSE2
 #include <emmintrin.h>
 #endif
 
@@ -44,7 +44,7 @@ inline void copy_past_cache(void* to, void const* from, std::int64_t bytes,
                             void const* ahead = nullptr) noexcept {
   auto* target = static_cast<std::byte*>(to);
   auto const* source = static_cast<std::byte const*>(from);
-#if defined(__SSE2__)
+#if MOE_HAS_SSE2
   // A line that other rows share is stored through the cache, and last, when it has been loaded.
   std::int64_t const to_line = bytes_to_line(target);
   std::int64_t const head = to_line < bytes ? to_line : bytes;
@@ -75,7 +75,7 @@ inline void copy_past_cache(void* to, void const* from, std::int64_t bytes,
 /// Orders stores past the cache before whatever this thread does next: each task that made some
 /// ends with it, because the release that ends a task does not order them on x86.
 inline void store_fence() noexcept {
-#if defined(__SSE2__)
+#if MOE_HAS_SSE2
   _mm_sfence();
 #endif
 }
