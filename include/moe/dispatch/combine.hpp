@@ -117,7 +117,7 @@ void combine_backward(cpu const& exec, matrix_view<S const> dout, matrix_view<S 
       if (!dtokens.absent()) scale_row(dtokens.row(t), dout.row(t), copied, M, false);
     }
   };
-  for_ranges(exec, table.T, row_bytes(dout) * (1 + 2 * table.K), range);
+  for_ranges(exec, table.T, row_bytes(dout) * (1 + 2 * table.K), past_cache, range);
   clear_padding(exec, table, drows);
 }
 

@@ -114,7 +114,7 @@ void dispatch_backward(cpu const& exec, matrix_view<std::type_identity_t<S> cons
       }
     }
   };
-  detail::for_ranges(exec, table.T, bytes_each, range);
+  detail::for_ranges(exec, table.T, bytes_each, sum.past_cache, range);
 }
 
 }  // namespace moe::inline MOE_ABI
