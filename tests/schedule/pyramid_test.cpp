@@ -6,7 +6,12 @@
 
 #include <moe/schedule/pyramid.hpp>
 
+#include "support/refusal.hpp"
+
 namespace {
+
+using moe_test::refusal;
+using moe_test::says;
 
 using moe::expert_schedule;
 using moe::layer_experts;
@@ -51,18 +56,6 @@ static_assert(is_constant([] { return expert_schedule::dense(moe::max_layers); }
 static_assert(!is_constant([] { return expert_schedule::dense(moe::max_layers + 1); }));
 static_assert(is_constant([] { return expert_schedule{0, 2}.experts(1); }));
 static_assert(!is_constant([] { return expert_schedule{0, 2}.experts(2); }));
-
-std::string refusal(auto&& make) {
-  try {
-    make();
-  } catch (moe::precondition_error const& e) {
-    return e.what();
-  }
-  return "no exception";
-}
-bool says(std::string const& text, std::string const& part) {
-  return text.find(part) != std::string::npos;
-}
 
 }  // namespace
 
@@ -137,41 +130,38 @@ TEST_CASE("schedule/pyramid: equal schedules are one template argument") {
 
 TEST_CASE("schedule/pyramid: broken rules are refused by name and value") {
   std::vector<int> const too_many(moe::max_layers + 1, 0);
-  CHECK(says(refusal([&] { expert_schedule{too_many}; }),
-             "expert_schedule: 0 <= layers <= max_layers; got layers = 257, max_layers = 256"));
-  CHECK(says(refusal([&] { expert_schedule{too_many}; }), "pyramid_test.cpp"));
-  CHECK(says(refusal([] { expert_schedule::dense(-1); }), "got layers = -1"));
-  CHECK(says(refusal([] { expert_schedule(std::vector<int>{4, -2}); }),
-             "expert_schedule: experts >= 0; got layer = 1, experts = -2"));
-  CHECK(says(refusal([] { expert_schedule::every_nth(4, 2, 2).with_k(3); }),
-             "1 <= k <= experts and k <= max_choices; got layer = 1, k = 3, experts = 2"));
-  CHECK(says(refusal([] { expert_schedule{64}.with_k(moe::max_choices + 1); }), "k = 17"));
-  CHECK(says(refusal([] { expert_schedule{64}.with_k(0); }), "k = 0"));
+  says(refusal([&] { expert_schedule{too_many}; }),
+       "expert_schedule: 0 <= layers <= max_layers; got layers = 257, max_layers = 256");
+  says(refusal([&] { expert_schedule{too_many}; }), "pyramid_test.cpp");
+  says(refusal([] { expert_schedule::dense(-1); }), "got layers = -1");
+  says(refusal([] { expert_schedule(std::vector<int>{4, -2}); }),
+       "expert_schedule: experts >= 0; got layer = 1, experts = -2");
+  says(refusal([] { expert_schedule::every_nth(4, 2, 2).with_k(3); }),
+       "1 <= k <= experts and k <= max_choices; got layer = 1, k = 3, experts = 2");
+  says(refusal([] { expert_schedule{64}.with_k(moe::max_choices + 1); }), "k = 17");
+  says(refusal([] { expert_schedule{64}.with_k(0); }), "k = 0");
   CHECK(expert_schedule{64}.with_k(moe::max_choices).k(0) == moe::max_choices);
-  CHECK(says(refusal([] { expert_schedule::every_nth(4, 0, 2); }), "every >= 1; got every = 0"));
-  CHECK(
-      says(refusal([] { expert_schedule::pyramid({.layers = 4, .base = 2, .top = 4, .last = 3}); }),
-           "0 <= last <= MoE layers; got last = 3, MoE layers = 2"));
-  CHECK(says(
-      refusal([] { expert_schedule::pyramid({.layers = 4, .base = 2, .top = 4, .last = -1}); }),
-      "last = -1"));
-  CHECK(says(refusal([] { expert_schedule{1}.with_layer(0, {.experts = 0, .residual = true}); }),
-             "neither a residual MLP nor a pool; got layer = 0, residual = 1"));
-  CHECK(says(refusal([] { expert_schedule{1}.with_layer(0, {.experts = 0, .pool = 2}); }),
-             "pool = 2"));
-  CHECK(says(refusal([] { expert_schedule{1}.with_layer(0, {.experts = 1, .pool = -1}); }),
-             "pool >= 0; got layer = 0, pool = -1"));
+  says(refusal([] { expert_schedule::every_nth(4, 0, 2); }), "every >= 1; got every = 0");
+  says(refusal([] { expert_schedule::pyramid({.layers = 4, .base = 2, .top = 4, .last = 3}); }),
+       "0 <= last <= MoE layers; got last = 3, MoE layers = 2");
+  says(refusal([] { expert_schedule::pyramid({.layers = 4, .base = 2, .top = 4, .last = -1}); }),
+       "last = -1");
+  says(refusal([] { expert_schedule{1}.with_layer(0, {.experts = 0, .residual = true}); }),
+       "neither a residual MLP nor a pool; got layer = 0, residual = 1");
+  says(refusal([] { expert_schedule{1}.with_layer(0, {.experts = 0, .pool = 2}); }), "pool = 2");
+  says(refusal([] { expert_schedule{1}.with_layer(0, {.experts = 1, .pool = -1}); }),
+       "pool >= 0; got layer = 0, pool = -1");
   for (int const l : {-1, 2}) {
     expert_schedule const schedule{0, 4};
     std::string const rule =
         "0 <= layer < layers; got layer = " + std::to_string(l) + ", layers = 2";
-    CHECK(says(refusal([&] { schedule.layer(l); }), rule));
-    CHECK(says(refusal([&] { schedule.experts(l); }), rule));
-    CHECK(says(refusal([&] { schedule.k(l); }), rule));
-    CHECK(says(refusal([&] { schedule.is_moe(l); }), rule));
-    CHECK(says(refusal([&] { schedule.has_residual(l); }), rule));
-    CHECK(says(refusal([&] { schedule.owner(l); }), rule));
-    CHECK(says(refusal([&] { schedule.owns_experts(l); }), rule));
-    CHECK(says(refusal([&] { schedule.with_layer(l, {.experts = 2}); }), rule));
+    says(refusal([&] { schedule.layer(l); }), rule.c_str());
+    says(refusal([&] { schedule.experts(l); }), rule.c_str());
+    says(refusal([&] { schedule.k(l); }), rule.c_str());
+    says(refusal([&] { schedule.is_moe(l); }), rule.c_str());
+    says(refusal([&] { schedule.has_residual(l); }), rule.c_str());
+    says(refusal([&] { schedule.owner(l); }), rule.c_str());
+    says(refusal([&] { schedule.owns_experts(l); }), rule.c_str());
+    says(refusal([&] { schedule.with_layer(l, {.experts = 2}); }), rule.c_str());
   }
 }

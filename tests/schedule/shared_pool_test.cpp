@@ -8,7 +8,12 @@
 #include <moe/schedule/accounting.hpp>
 #include <moe/schedule/shared_pool.hpp>
 
+#include "support/refusal.hpp"
+
 namespace {
+
+using moe_test::refusal;
+using moe_test::says;
 
 using moe::expert_schedule;
 
@@ -20,18 +25,6 @@ static_assert(one_pool.owner(23) == 1);
 static_assert(one_pool.moe_layers() == 12);
 static_assert(moe::share_experts_by(expert_schedule::every_nth(moe::max_layers, 1, 8), 16)
                   .total_experts() == moe::max_layers / 16 * 8);
-
-std::string refusal(auto&& make) {
-  try {
-    make();
-  } catch (moe::precondition_error const& e) {
-    return e.what();
-  }
-  return "no exception";
-}
-bool says(std::string const& text, std::string const& part) {
-  return text.find(part) != std::string::npos;
-}
 
 }  // namespace
 
@@ -106,21 +99,18 @@ TEST_CASE("schedule/shared_pool: a layer sees the experts that it owns and the c
 
 TEST_CASE("schedule/shared_pool: broken rules are refused by name and value") {
   expert_schedule const uneven{4, 8, 8};
-  CHECK(says(
-      refusal([&] { moe::share_experts(uneven, 0, 3); }),
-      "layers of one pool have equal experts; got pool = 1, layer = 0, experts = 4, layer = 1, "
-      "experts = 8"));
-  CHECK(says(refusal([&] { moe::share_experts_by(uneven, 2); }), "layers of one pool"));
-  CHECK(says(
-      refusal([&] { moe::share_experts(uneven, 1, 3).with_layer(2, {.experts = 4, .pool = 1}); }),
-      "layers of one pool"));
-  CHECK(says(refusal([&] { moe::share_experts(uneven, -1, 2); }),
-             "share_experts: 0 <= first <= last <= layers; got first = -1, last = 2, layers = 3"));
-  CHECK(says(refusal([&] { moe::share_experts(uneven, 2, 1); }), "first = 2, last = 1"));
-  CHECK(says(refusal([&] { moe::share_experts(uneven, 2, 4); }), "last = 4"));
-  CHECK(says(refusal([&] { moe::share_experts_by(uneven, 0); }),
-             "share_experts_by: n >= 1; got n = 0"));
+  says(refusal([&] { moe::share_experts(uneven, 0, 3); }),
+       "layers of one pool have equal experts; got pool = 1, layer = 0, experts = 4, layer = 1, "
+       "experts = 8");
+  says(refusal([&] { moe::share_experts_by(uneven, 2); }), "layers of one pool");
+  says(refusal([&] { moe::share_experts(uneven, 1, 3).with_layer(2, {.experts = 4, .pool = 1}); }),
+       "layers of one pool");
+  says(refusal([&] { moe::share_experts(uneven, -1, 2); }),
+       "share_experts: 0 <= first <= last <= layers; got first = -1, last = 2, layers = 3");
+  says(refusal([&] { moe::share_experts(uneven, 2, 1); }), "first = 2, last = 1");
+  says(refusal([&] { moe::share_experts(uneven, 2, 4); }), "last = 4");
+  says(refusal([&] { moe::share_experts_by(uneven, 0); }), "share_experts_by: n >= 1; got n = 0");
   std::vector<std::int32_t> const owner(3);
   std::vector<std::uint8_t> visible(2);
-  CHECK(says(refusal([&] { moe::show_experts_of(0, owner, visible); }), "owner = 3, visible = 2"));
+  says(refusal([&] { moe::show_experts_of(0, owner, visible); }), "owner = 3, visible = 2");
 }

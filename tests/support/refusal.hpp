@@ -1,0 +1,29 @@
+// What a precondition_error says, for the tests of bad input.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <doctest/doctest.h>
+#include <string>
+
+#include <moe/core/error.hpp>
+
+namespace moe_test {
+
+/// The text of the precondition_error that f throws.
+template <class F>
+std::string refusal(F const& f) {
+  try {
+    f();
+  } catch (moe::precondition_error const& error) {
+    return error.what();
+  }
+  return "nothing was thrown";
+}
+
+inline void says(std::string const& text, char const* part) {
+  INFO(text);
+  bool const found = text.find(part) != std::string::npos;
+  CHECK(found);
+}
+
+}  // namespace moe_test
