@@ -115,10 +115,10 @@ void combine_backward(cpu const& exec, matrix_view<S const> dout, matrix_view<S 
         A const w = weight[i];
         if (r >= 0) {
           std::int64_t const next = i + 1 < end ? table.row_of[i + 1] : -1;
-          dweight[i] = dot(rows.row(r), dout.row(t), M, next < 0 ? nullptr : rows.row(next));
-          scale_row(drows.row(r), dout.row(t), w, M, past_cache);
+          dweight[i] = dot_and_scale(drows.row(r), rows.row(r), dout.row(t), w, M,
+                                     row_or_null(rows, next), past_cache);
         } else if (r == no_row(expert_kind::copy) && tokens != nullptr) {
-          dweight[i] = dot(tokens->row(t), dout.row(t), M);
+          dweight[i] = dot<S>(tokens->row(t), dout.row(t), M, nullptr);
           copied += w;
         } else {
           dweight[i] = 0;

@@ -107,11 +107,16 @@ void dispatch_backward(cpu const& exec, matrix_view<std::type_identity_t<S> cons
   detail::row_sum<S> const sum{drows, table, weight.data(), {}, dtokens, mode == update::add};
   std::int64_t const bytes_each = detail::row_bytes(dtokens) * (2 + table.K);
   auto const range = [&](std::int64_t first, std::int64_t last) {
+    std::int64_t const end = table.first_pair(last);
     for (std::int64_t t = first; t < last; ++t) {
       sum(t);
       for (std::int64_t i = table.first_pair(t); i < table.first_pair(t + 1); ++i) {
         std::int64_t const r = table.row_of[i];
-        dweight[i] = r < 0 ? 0 : detail::dot(drows.row(r), tokens.row(t), M);
+        // Meanwhile a row that the sum of the next token reads.
+        std::int64_t const next = i + table.K < end ? table.row_of[i + table.K] : -1;
+        dweight[i] = r < 0 ? 0
+                           : detail::dot<S>(drows.row(r), tokens.row(t), M,
+                                            detail::row_or_null<S>(drows, next));
       }
     }
   };

@@ -36,6 +36,12 @@ std::int64_t row_bytes(matrix_view<S> view) noexcept {
   return view.cols() * static_cast<std::int64_t>(sizeof(S));
 }
 
+/// Row r, or null if there is none.
+template <class S>
+S const* row_or_null(matrix_view<S const> rows, std::int64_t r) noexcept {
+  return r < 0 ? nullptr : rows.row(r);
+}
+
 /// Whether to store `rows` rows of the view past the cache.
 template <class S>
 bool is_past_cache(matrix_view<S> out, std::int64_t rows) noexcept {
@@ -148,9 +154,8 @@ struct row_sum {
 
   template <bool Add, class Terms>
   void write(std::int64_t t, Terms const& terms) const {
-    if constexpr (!rounds<S>)
-      if (past_cache) return sum_row<true, Add>(out.row(t), terms, out.cols());
-    sum_row<false, Add>(out.row(t), terms, out.cols());
+    past_cache ? sum_row<true, Add>(out.row(t), terms, out.cols())
+               : sum_row<false, Add>(out.row(t), terms, out.cols());
   }
 };
 
