@@ -219,6 +219,7 @@ inline constexpr table_case computed_cases[] = {
     {.T = 37, .K = 2, .E = 5, .align = 4},
     {.T = 37, .K = 5, .E = 5, .dropped = 0.4},
     {.T = 23, .K = 29, .E = 31, .align = 3, .dropped = 0.1, .variable = true},
+    {.T = 7, .K = 8, .E = 9},
     {.T = 9, .K = 2, .E = 3, .dropped = 1},
 };
 inline constexpr table_case kind_cases[] = {

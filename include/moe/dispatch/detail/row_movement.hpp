@@ -115,18 +115,9 @@ struct row_sum {
     each(t, [&](S const* row, A w) { terms.push(row, w); });
     addends_view<S> const all{terms.count, terms.row, terms.weight};
     if (add) return write<true>(t, all);
-    switch (terms.count) {
-      case 1:
-        return write<false>(t, few_addends<S, 1>(terms));
-      case 2:
-        return write<false>(t, few_addends<S, 2>(terms));
-      case 4:
-        return write<false>(t, few_addends<S, 4>(terms));
-      case 8:
-        return write<false>(t, few_addends<S, 8>(terms));
-      default:
-        return write<false>(t, all);
-    }
+    if (terms.count == 2) return write<false>(t, few_addends<S, 2>(terms));
+    if (terms.count == 8) return write<false>(t, few_addends<S, 8>(terms));
+    write<false>(t, all);
   }
 
  private:
