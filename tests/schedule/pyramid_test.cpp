@@ -155,13 +155,13 @@ TEST_CASE("schedule/pyramid: broken rules are refused by name and value") {
     expert_schedule const schedule{0, 4};
     std::string const rule =
         "0 <= layer < layers; got layer = " + std::to_string(l) + ", layers = 2";
-    says(refusal([&] { schedule.layer(l); }), rule.c_str());
-    says(refusal([&] { schedule.experts(l); }), rule.c_str());
-    says(refusal([&] { schedule.k(l); }), rule.c_str());
-    says(refusal([&] { schedule.is_moe(l); }), rule.c_str());
-    says(refusal([&] { schedule.has_residual(l); }), rule.c_str());
-    says(refusal([&] { schedule.owner(l); }), rule.c_str());
-    says(refusal([&] { schedule.owns_experts(l); }), rule.c_str());
-    says(refusal([&] { schedule.with_layer(l, {.experts = 2}); }), rule.c_str());
+    says(refusal([&] { schedule.layer(l); }), rule);
+    says(refusal([&] { schedule.experts(l); }), rule);
+    says(refusal([&] { schedule.k(l); }), rule);
+    says(refusal([&] { schedule.is_moe(l); }), rule);
+    says(refusal([&] { schedule.has_residual(l); }), rule);
+    says(refusal([&] { schedule.owner(l); }), rule);
+    says(refusal([&] { schedule.owns_experts(l); }), rule);
+    says(refusal([&] { schedule.with_layer(l, {.experts = 2}); }), rule);
   }
 }

@@ -20,7 +20,7 @@ std::string refusal(F const& f) {
   return "nothing was thrown";
 }
 
-inline void says(std::string const& text, char const* part) {
+inline void says(std::string const& text, std::string const& part) {
   INFO(text);
   bool const found = text.find(part) != std::string::npos;
   CHECK(found);
