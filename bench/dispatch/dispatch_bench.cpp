@@ -146,11 +146,11 @@ void naive_combine(problem<S>& p) {
   });
 }
 
-/// A named operation and how often it moves the rows and the tokens.
+/// A named operation and how often it reads and writes the rows and the tokens.
 template <class S>
 struct operation {
   char const* name;
-  int row_passes, token_passes;
+  int rows_read, tokens_read, rows_written, tokens_written;
   void (*run)(problem<S>&);
 };
 
@@ -158,24 +158,25 @@ template <class S>
 std::vector<operation<S>> operations() {
   using p = problem<S>;
   return {
-      {"dispatch", 1, 1, [](p& x) { moe::dispatch(x.exec, x.tokens(), x.table, x.rows()); }},
-      {"dispatch_naive", 1, 1, naive_dispatch<S>},
-      {"dispatch_weighted", 1, 1,
+      {"dispatch", 0, 1, 1, 0, [](p& x) { moe::dispatch(x.exec, x.tokens(), x.table, x.rows()); }},
+      {"dispatch_naive", 0, 1, 1, 0, naive_dispatch<S>},
+      {"dispatch_weighted", 0, 1, 1, 0,
        [](p& x) { moe::dispatch(x.exec, x.tokens(), x.table, x.weight(), x.rows()); }},
-      {"combine", 1, 1, [](p& x) { moe::combine(x.exec, x.rows(), x.table, x.weight(), x.out()); }},
-      {"combine_naive", 1, 1, naive_combine<S>},
-      {"combine_add", 1, 2,
+      {"combine", 1, 0, 0, 1,
+       [](p& x) { moe::combine(x.exec, x.rows(), x.table, x.weight(), x.out()); }},
+      {"combine_naive", 1, 0, 0, 1, naive_combine<S>},
+      {"combine_add", 1, 1, 0, 1,
        [](p& x) {
          moe::combine(x.exec, x.rows(), x.table, x.weight(), x.out(), moe::update::add);
        }},
-      {"dispatch_backward", 1, 1,
+      {"dispatch_backward", 1, 0, 0, 1,
        [](p& x) { moe::dispatch_backward(x.exec, x.rows(), x.table, x.out()); }},
-      {"dispatch_backward_weighted", 1, 2,
+      {"dispatch_backward_weighted", 1, 1, 0, 1,
        [](p& x) {
          moe::dispatch_backward(x.exec, x.rows(), x.tokens(), x.table, x.weight(), x.out(),
                                 x.dweight());
        }},
-      {"combine_backward", 2, 1,
+      {"combine_backward", 1, 1, 1, 0,
        [](p& x) {
          moe::combine_backward(x.exec, x.tokens(), x.rows(), x.table, x.weight(), x.drows(),
                                x.dweight());
@@ -212,8 +213,9 @@ void register_operations(char const* type) {
         auto const run = [s, threads, o](benchmark::State& state) {
           problem<S> p(s, threads);
           verify(p);
-          std::int64_t const moved = (o.row_passes * p.N() + o.token_passes * s.T) * s.M *
-                                     static_cast<std::int64_t>(sizeof(S));
+          moe_bench::traffic const moved{.reads = o.rows_read * s.K + o.tokens_read,
+                                         .writes = o.rows_written * s.K + o.tokens_written,
+                                         .bytes = s.T * s.M * static_cast<std::int64_t>(sizeof(S))};
           moe_bench::run_against_copy(state, p.exec, moved, [&] { o.run(p); });
           state.counters["tokens/s"] = benchmark::Counter(
               static_cast<double>(s.T), benchmark::Counter::kIsIterationInvariantRate);
@@ -221,7 +223,7 @@ void register_operations(char const* type) {
         benchmark::RegisterBenchmark(name.c_str(), run)
             ->UseManualTime()
             ->Unit(benchmark::kMicrosecond)
-            ->Iterations(61);
+            ->Iterations(31);
       }
 }
 

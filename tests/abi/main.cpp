@@ -1,4 +1,4 @@
-// Two objects that were compiled for different instruction sets work in one program.
+// Objects that were compiled for different instruction sets work in one program.
 // SPDX-License-Identifier: MIT
 #include <iostream>
 
@@ -10,5 +10,5 @@ int main() {
     std::cout << "skipped: this processor has no AVX2 and FMA\n";
     return 77;
   }
-  return use_avx2();
+  return use_fma() + use_avx2();
 }

@@ -1,20 +1,11 @@
-// A user's translation unit, compiled twice with different -m flags as MOE_ABI_USE.
+// A user's translation unit, compiled several times with different -m flags as MOE_ABI_USE.
 // SPDX-License-Identifier: MIT
 #include "use.hpp"
 
 #include <atomic>
 #include <vector>
 
-#if __has_include(<moe/moe.hpp>)
 #include <moe/moe.hpp>
-#endif
-#include <moe/core/error.hpp>
-#include <moe/core/execution.hpp>
-#include <moe/core/score_row.hpp>
-#include <moe/gate/gate.hpp>
-#include <moe/gate/score.hpp>
-#include <moe/gate/select.hpp>
-#include <moe/gate/weigh.hpp>
 
 int MOE_ABI_USE() {
   constexpr int E = 37, members = 3;
@@ -30,6 +21,25 @@ int MOE_ABI_USE() {
     gate(row, chosen, moe::token{.id = i, .row = i});
     if (chosen.expert[0] != 10) ++wrong;  // the first of the equal best scores
   });
+
+  // One token at one row: vectors of sums, whose width depends on the instruction set.
+  constexpr std::int64_t M = 100;
+  std::int32_t row_of = 0, pair_of = 0;
+  moe::table_counts counts;
+  counts.rows = counts.kept = 1;
+  moe::routing_table table;
+  table.T = table.K = 1;
+  table.row_of = &row_of;
+  table.pair_of = &pair_of;
+  table.counts = &counts;
+  std::vector<moe::bf16> const ones(M, moe::bf16(1.0f));
+  std::vector<moe::bf16> drows(M);
+  std::vector<float> const weight{0.5f};
+  std::vector<float> dweight(1);
+  moe::combine_backward(team, {ones.data(), 1, M}, {ones.data(), 1, M}, table, weight,
+                        moe::matrix_view(drows.data(), 1, M), dweight);
+  if (dweight[0] != M || static_cast<float>(drows[M - 1]) != 0.5f) ++wrong;
+
   try {
     moe::thread_team const nobody(0);
     ++wrong;

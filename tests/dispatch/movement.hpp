@@ -7,21 +7,30 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <doctest/doctest.h>
 #include <random>
-#include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
-#include <moe/core/error.hpp>
+#include <moe/core/cpu.hpp>
 #include <moe/core/scalar.hpp>
 #include <moe/core/view.hpp>
+#include <moe/dispatch/update.hpp>
 #include <moe/routing/expert_map.hpp>
 #include <moe/routing/routing_table.hpp>
+
+#include "support/refusal.hpp"
 
 namespace moe_test {
 
 using moe::accumulate_t;
+using moe::bf16;
+using moe::cpu;
 using moe::expert_kind;
+using moe::half;
+using moe::matrix_view;
+using moe::update;
 
 struct table_case {
   std::int64_t T = 0;
@@ -32,6 +41,24 @@ struct table_case {
   bool kinds = false;     // expert e is of kind e mod 5
   bool variable = false;  // tokens have 0 to K pairs
   unsigned seed = 1;
+};
+
+/// A table of these arrays and counts.
+struct hand_made_table : moe::routing_table {
+  hand_made_table(std::int64_t tokens, int choices, std::vector<std::int32_t> rows,
+                  std::vector<std::int32_t> pairs, moe::table_counts const& sums)
+      : rows_(std::move(rows)), pairs_(std::move(pairs)), sums_(sums) {
+    T = tokens;
+    K = choices;
+    row_of = rows_.data();
+    pair_of = pairs_.data();
+    counts = &sums_;
+  }
+  hand_made_table(hand_made_table const&) = delete;
+
+ private:
+  std::vector<std::int32_t> rows_, pairs_;
+  moe::table_counts sums_;
 };
 
 /// A table made in the slowest way.
@@ -183,21 +210,6 @@ double central_difference(double& x, F const& loss) {
   return (above - below) / (2 * h);
 }
 
-/// The message of the precondition_error that f throws; "" if it throws none.
-template <class F>
-std::string refusal(F const& f) {
-  try {
-    f();
-  } catch (moe::precondition_error const& e) {
-    return e.what();
-  }
-  return "";
-}
-
-inline bool contains(std::string const& text, char const* part) {
-  return text.find(part) != std::string::npos;
-}
-
 /// Odd sizes, one below and above a line and a block, and no columns at all.
 inline constexpr std::int64_t widths[] = {0, 1, 3, 15, 16, 17, 33, 64, 255, 257, 700};
 
@@ -207,6 +219,7 @@ inline constexpr table_case computed_cases[] = {
     {.T = 37, .K = 2, .E = 5, .align = 4},
     {.T = 37, .K = 5, .E = 5, .dropped = 0.4},
     {.T = 23, .K = 29, .E = 31, .align = 3, .dropped = 0.1, .variable = true},
+    {.T = 7, .K = 8, .E = 9},
     {.T = 9, .K = 2, .E = 3, .dropped = 1},
 };
 inline constexpr table_case kind_cases[] = {
@@ -218,9 +231,15 @@ inline constexpr table_case kind_cases[] = {
 /// Calls f(case, M) for all of them.
 template <class F>
 void for_cases(F const& f) {
+  auto const run = [&f](table_case const& c, std::int64_t M) {
+    CAPTURE(c.T);
+    CAPTURE(c.K);
+    CAPTURE(M);
+    f(c, M);
+  };
   for (std::int64_t const M : widths) {
-    for (table_case const& c : computed_cases) f(c, M);
-    for (table_case const& c : kind_cases) f(c, M);
+    for (table_case const& c : computed_cases) run(c, M);
+    for (table_case const& c : kind_cases) run(c, M);
   }
 }
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <support/laws.hpp>
 #include <support/random.hpp>
+#include <support/refusal.hpp>
 #include <utility>
 #include <vector>
 
@@ -54,17 +55,8 @@ struct routed {
   }
 };
 
+using moe_test::refusal;
 using ids = std::vector<int>;
-
-template <class F>
-std::string refusal(F&& f) {
-  try {
-    f();
-  } catch (moe::precondition_error const& e) {
-    return e.what();
-  }
-  return "nothing was thrown";
-}
 
 /// A gate from scratch: the last expert, weighed by its logit.
 struct last_expert {

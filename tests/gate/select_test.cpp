@@ -4,6 +4,7 @@
 #include <limits>
 #include <string>
 #include <support/laws.hpp>
+#include <support/refusal.hpp>
 #include <vector>
 
 #include <moe/gate/select.hpp>
@@ -19,18 +20,9 @@ std::vector<int> selected(P const& p, std::vector<V> const& keys, moe::token con
   return {chosen.expert, chosen.expert + chosen.k};
 }
 
+using moe_test::refusal;
 using ids = std::vector<int>;
 constexpr float none = moe::no_score<float>;
-
-template <class F>
-std::string refusal(F&& f) {
-  try {
-    f();
-  } catch (moe::precondition_error const& e) {
-    return e.what();
-  }
-  return "nothing was thrown";
-}
 
 }  // namespace
 

@@ -12,6 +12,12 @@
 #define MOE_HOST_DEVICE
 #define MOE_NO_EXEC_CHECK
 #endif
+// Whether this pass of the compiler makes code for a device.
+#if defined(__CUDA_ARCH__)
+#define MOE_DEVICE_PASS 1
+#else
+#define MOE_DEVICE_PASS 0
+#endif
 
 // The library tells NaN and infinities apart: -inf is "not a candidate", NaN is counted.
 #if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
@@ -26,12 +32,32 @@ compile without them"
 compile with -fno-associative-math"
 #endif
 
+// Instructions that inline bodies ask for by name, and what a waiting loop does between two looks.
+#if defined(__AVX2__)
+#define MOE_HAS_AVX2 1
+#else
+#define MOE_HAS_AVX2 0
+#endif
+#if defined(__SSE2__)
+#define MOE_HAS_SSE2 1
+#else
+#define MOE_HAS_SSE2 0
+#endif
+#if defined(__x86_64__) || defined(__i386__)
+#define MOE_PAUSE() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define MOE_PAUSE() asm volatile("yield")
+#else
+#define MOE_PAUSE() static_cast<void>(0)
+#endif
+
 // Inline bodies depend on the instruction set, so its name is part of every symbol: translation
 // units built with different -m flags link safely, and handing a type of one to a function of the
 // other is a link error instead of an illegal instruction. A tag is a generation of machines, named
-// by the first of them: it stands for any subset of the instructions that are new in it.
+// by the first of them: it stands for any subset of the instructions that are new in it, but what
+// bodies ask for by name, above, is the same in all of a tag.
 #if defined(__x86_64__) || defined(__i386__) || defined(_M_X64)
-#if defined(__AVX512FP16__) || defined(__AMX_TILE__) || defined(__AVX10_1__)
+#if MOE_HAS_AVX2 && (defined(__AVX512FP16__) || defined(__AMX_TILE__) || defined(__AVX10_1__))
 #define MOE_ABI abi_avx512_fp16
 #elif defined(__AVX512BF16__)
 #define MOE_ABI abi_avx512_bf16
@@ -43,14 +69,18 @@ compile with -fno-associative-math"
 #define MOE_ABI abi_avx512
 #elif defined(__AVXVNNI__)
 #define MOE_ABI abi_avx2_vnni
-#elif defined(__AVX2__) || defined(__FMA__) || defined(__BMI2__)
+#elif MOE_HAS_AVX2
 #define MOE_ABI abi_avx2
+#elif defined(__FMA__) || defined(__BMI2__)
+#define MOE_ABI abi_fma
 #elif defined(__AVX__) || defined(__F16C__) || defined(__BMI__)
 #define MOE_ABI abi_avx
 #elif defined(__SSE3__) || defined(__POPCNT__)
 #define MOE_ABI abi_sse4
-#else
+#elif MOE_HAS_SSE2
 #define MOE_ABI abi_base
+#else
+#define MOE_ABI abi_i386
 #endif
 #elif defined(__aarch64__)
 #if defined(__ARM_FEATURE_SVE2)
@@ -69,7 +99,7 @@ compile with -fno-associative-math"
 // Bytes of the vectors that kernels are written for: a function of MOE_ABI.
 #if defined(__AVX512F__)
 #define MOE_VECTOR_BYTES 64
-#elif defined(__AVX2__) || defined(__FMA__) || defined(__BMI2__) || defined(__AVX__) || \
+#elif MOE_HAS_AVX2 || defined(__FMA__) || defined(__BMI2__) || defined(__AVX__) || \
     defined(__F16C__) || defined(__BMI__)
 #define MOE_VECTOR_BYTES 32
 #else

@@ -35,7 +35,7 @@ MOE_HOST_DEVICE constexpr V where(bool condition, V a, V b) noexcept {
 /// e to the x. float: within 1.1 units in the last place, 0 below -87.3, +inf above 88.7, NaN for
 /// NaN; without branches, so that compilers turn loops over it into vector code. double: std::exp.
 MOE_HOST_DEVICE inline float exp(float x) noexcept {
-#if defined(__CUDA_ARCH__)
+#if MOE_DEVICE_PASS
   return ::expf(x);
 #else
   auto const bits = __builtin_bit_cast(std::uint32_t, x);

@@ -61,7 +61,7 @@ class thread_team {
     work(0);
     // Tasks are short: look for a while before going to sleep.
     for (int look = 0; look < spins && working_.load(std::memory_order_acquire) > 0; ++look)
-      relax();
+      MOE_PAUSE();
     std::exception_ptr failure;
     {
       std::unique_lock lock(mutex_);
@@ -85,14 +85,6 @@ class thread_team {
     return innermost;
   }
 
-  static void relax() noexcept {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-  }
-
   void work(int member) noexcept {
     nesting const here{this, caller_};
     nesting const* const before = std::exchange(inside(), &here);
@@ -109,7 +101,7 @@ class thread_team {
     std::uint64_t seen = 0;
     for (;;) {
       for (int look = 0; look < spins && epoch_.load(std::memory_order_acquire) == seen; ++look)
-        relax();
+        MOE_PAUSE();
       {
         std::unique_lock lock(mutex_);
         start_.wait(lock, [&] { return epoch_.load(std::memory_order_acquire) != seen; });

@@ -19,6 +19,26 @@
 
 namespace moe::inline MOE_ABI {
 
+namespace detail {
+
+/// All forms of combine; what a form does not take is null.
+template <class S>
+void combine(cpu const& exec, matrix_view<S const> rows, routing_table const& table,
+             vector_view<accumulate_t<S> const> const* weight, matrix_view<S const> const* tokens,
+             matrix_view<S> out, update mode, call_site site) {
+  movement_checks expected("combine", table, out.cols(), site);
+  expected.rows(rows, "rows");
+  if (weight != nullptr) expected.pairs(*weight, "weight");
+  if (tokens != nullptr) expected.tokens(*tokens, "tokens");
+  expected.tokens(out, "out");
+  if (tokens == nullptr) expected.all_computed();
+  sum_rows<S>(exec,
+              {rows, table, weight != nullptr ? weight->data() : nullptr,
+               tokens != nullptr ? *tokens : matrix_view<S const>{}, out, mode == update::add});
+}
+
+}  // namespace detail
+
 /// out[t] = the sum of weight[i] * rows[row of i] over the pairs i of token t that have a row, plus
 /// weight[i] * tokens[t] for each pair at a copy expert.
 ///
@@ -30,7 +50,7 @@ namespace moe::inline MOE_ABI {
 /// @param tokens  [T,M] in: what was dispatched.
 /// @param out     [T,M] out; a token without any addend gets zeros. Each row is written once.
 /// @param mode    update::add adds the sum to what out holds.
-/// @pre   out overlaps neither rows nor tokens.
+/// @pre   out overlaps no other argument.
 /// @throws precondition_error if a shape or @pre is wrong.
 /// @note  Allocates nothing. Sums in accumulate_t<S> in the order of the pairs and rounds once;
 ///        bitwise the same for any number of threads.
@@ -41,15 +61,7 @@ void combine(cpu const& exec, matrix_view<std::type_identity_t<S> const> rows,
              routing_table const& table, vector_view<accumulate_t<S> const> weight,
              matrix_view<std::type_identity_t<S> const> tokens, matrix_view<S> out,
              update mode = update::assign, call_site site = call_site::here()) {
-  std::int64_t const M = out.cols();
-  detail::movement_checks const expected("combine", table, site);
-  expected.rows(rows, "rows", M);
-  expected.pairs(weight, "weight");
-  expected.tokens(tokens, "tokens", M);
-  expected.tokens(out, "out", M);
-  expected.apart(rows, out, "rows and out");
-  expected.apart(tokens, out, "tokens and out");
-  detail::sum_rows<S>(exec, {rows, table, weight.data(), tokens, out, mode == update::add});
+  detail::combine<S>(exec, rows, table, &weight, &tokens, out, mode, site);
 }
 
 /// The same for a table whose pairs are all at computed experts.
@@ -60,14 +72,7 @@ template <scalar S>
 void combine(cpu const& exec, matrix_view<std::type_identity_t<S> const> rows,
              routing_table const& table, vector_view<accumulate_t<S> const> weight,
              matrix_view<S> out, update mode = update::assign, call_site site = call_site::here()) {
-  std::int64_t const M = out.cols();
-  detail::movement_checks const expected("combine", table, site);
-  expected.rows(rows, "rows", M);
-  expected.pairs(weight, "weight");
-  expected.tokens(out, "out", M);
-  expected.apart(rows, out, "rows and out");
-  expected.all_computed();
-  detail::sum_rows<S>(exec, {rows, table, weight.data(), {}, out, mode == update::add});
+  detail::combine<S>(exec, rows, table, &weight, nullptr, out, mode, site);
 }
 
 /// The same without weights, for rows that were weighted when they were dispatched. Its gradient
@@ -76,25 +81,30 @@ template <scalar S>
 void combine(cpu const& exec, matrix_view<std::type_identity_t<S> const> rows,
              routing_table const& table, matrix_view<S> out, update mode = update::assign,
              call_site site = call_site::here()) {
-  std::int64_t const M = out.cols();
-  detail::movement_checks const expected("combine", table, site);
-  expected.rows(rows, "rows", M);
-  expected.tokens(out, "out", M);
-  expected.apart(rows, out, "rows and out");
-  expected.all_computed();
-  detail::sum_rows<S>(exec, {rows, table, nullptr, {}, out, mode == update::add});
+  detail::combine<S>(exec, rows, table, nullptr, nullptr, out, mode, site);
 }
 
 namespace detail {
 
-/// Everything combine_backward does; tokens and dtokens are absent where there is no copy expert.
+/// Both forms of combine_backward; tokens and dtokens are null for the one without.
 template <class S>
 void combine_backward(cpu const& exec, matrix_view<S const> dout, matrix_view<S const> rows,
                       routing_table const& table, vector_view<accumulate_t<S> const> weight,
-                      matrix_view<S const> tokens, matrix_view<S> drows,
-                      vector_view<accumulate_t<S>> dweight, matrix_view<S> dtokens) {
+                      matrix_view<S const> const* tokens, matrix_view<S> drows,
+                      vector_view<accumulate_t<S>> dweight, matrix_view<S> const* dtokens,
+                      call_site site) {
   using A = accumulate_t<S>;
   std::int64_t const M = dout.cols();
+  movement_checks expected("combine_backward", table, M, site);
+  expected.tokens(dout, "dout");
+  int const rows_argument = expected.rows(rows, "rows");
+  expected.pairs(weight, "weight");
+  if (tokens != nullptr) expected.tokens(*tokens, "tokens");
+  expected.rows(drows, "drows", rows_argument);
+  expected.pairs(dweight, "dweight");
+  if (dtokens != nullptr) expected.tokens(*dtokens, "dtokens");
+  if (tokens == nullptr) expected.all_computed();
+
   bool const past_cache = is_past_cache(drows, table.counts->rows);
   auto const range = [&](std::int64_t first, std::int64_t last) {
     std::int64_t const end = table.first_pair(last);
@@ -105,19 +115,19 @@ void combine_backward(cpu const& exec, matrix_view<S const> dout, matrix_view<S 
         A const w = weight[i];
         if (r >= 0) {
           std::int64_t const next = i + 1 < end ? table.row_of[i + 1] : -1;
-          dweight[i] = dot(rows.row(r), dout.row(t), M, next < 0 ? nullptr : rows.row(next));
-          scale_row(drows.row(r), dout.row(t), w, M, past_cache);
-        } else if (r == no_row(expert_kind::copy) && !tokens.absent()) {
-          dweight[i] = dot(tokens.row(t), dout.row(t), M);
+          dweight[i] = dot_and_scale(drows.row(r), rows.row(r), dout.row(t), w, M,
+                                     row_or_null(rows, next), past_cache);
+        } else if (r == no_row(expert_kind::copy) && tokens != nullptr) {
+          dweight[i] = dot<S>(tokens->row(t), dout.row(t), M, nullptr);
           copied += w;
         } else {
           dweight[i] = 0;
         }
       }
-      if (!dtokens.absent()) scale_row(dtokens.row(t), dout.row(t), copied, M, false);
+      if (dtokens != nullptr) scale_row(dtokens->row(t), dout.row(t), copied, M, false);
     }
   };
-  for_ranges(exec, table.T, row_bytes(dout) * (1 + 2 * table.K), range);
+  for_ranges(exec, table.T, row_bytes(dout) * (1 + 2 * table.K), past_cache, range);
   clear_padding(exec, table, drows);
 }
 
@@ -134,9 +144,10 @@ void combine_backward(cpu const& exec, matrix_view<S const> dout, matrix_view<S 
 /// @param dweight  Out: one value for each pair, 0 for pairs that added nothing.
 /// @param dtokens  [T,M] out: only what came by copy experts; `dispatch_backward` with update::add
 ///                 adds the rest.
-/// @pre   Otherwise no output overlaps an input or another output.
+/// @pre   Otherwise no output overlaps another argument.
 /// @throws precondition_error if a shape or @pre is wrong.
-/// @note  Allocates nothing. Dot products in accumulate_t<S>, in an order that M alone fixes.
+/// @note  Allocates nothing. Dot products in accumulate_t<S>, in an order that M and the width of
+///        vector registers fix.
 /// @cost  Reads N * M + T * M, writes N * M (and T * M) elements.
 template <scalar S>
 void combine_backward(cpu const& exec, matrix_view<std::type_identity_t<S> const> dout,
@@ -145,23 +156,8 @@ void combine_backward(cpu const& exec, matrix_view<std::type_identity_t<S> const
                       matrix_view<std::type_identity_t<S> const> tokens, matrix_view<S> drows,
                       vector_view<accumulate_t<S>> dweight, matrix_view<S> dtokens,
                       call_site site = call_site::here()) {
-  std::int64_t const M = dout.cols();
-  detail::movement_checks const expected("combine_backward", table, site);
-  expected.tokens(dout, "dout", M);
-  expected.rows(rows, "rows", M);
-  expected.pairs(weight, "weight");
-  expected.tokens(tokens, "tokens", M);
-  expected.rows(drows, "drows", M);
-  expected.pairs(dweight, "dweight");
-  expected.tokens(dtokens, "dtokens", M);
-  expected.apart(dout, drows, "dout and drows");
-  expected.apart(tokens, drows, "tokens and drows");
-  expected.same_or_apart(rows, drows, "rows and drows");
-  expected.apart(dout, dtokens, "dout and dtokens");
-  expected.apart(rows, dtokens, "rows and dtokens");
-  expected.apart(tokens, dtokens, "tokens and dtokens");
-  expected.apart(drows, dtokens, "drows and dtokens");
-  detail::combine_backward<S>(exec, dout, rows, table, weight, tokens, drows, dweight, dtokens);
+  detail::combine_backward<S>(exec, dout, rows, table, weight, &tokens, drows, dweight, &dtokens,
+                              site);
 }
 
 /// The same for a table whose pairs are all at computed experts.
@@ -172,17 +168,8 @@ void combine_backward(cpu const& exec, matrix_view<std::type_identity_t<S> const
                       matrix_view<std::type_identity_t<S> const> rows, routing_table const& table,
                       vector_view<accumulate_t<S> const> weight, matrix_view<S> drows,
                       vector_view<accumulate_t<S>> dweight, call_site site = call_site::here()) {
-  std::int64_t const M = dout.cols();
-  detail::movement_checks const expected("combine_backward", table, site);
-  expected.tokens(dout, "dout", M);
-  expected.rows(rows, "rows", M);
-  expected.pairs(weight, "weight");
-  expected.rows(drows, "drows", M);
-  expected.pairs(dweight, "dweight");
-  expected.apart(dout, drows, "dout and drows");
-  expected.same_or_apart(rows, drows, "rows and drows");
-  expected.all_computed();
-  detail::combine_backward<S>(exec, dout, rows, table, weight, {}, drows, dweight, {});
+  detail::combine_backward<S>(exec, dout, rows, table, weight, nullptr, drows, dweight, nullptr,
+                              site);
 }
 
 }  // namespace moe::inline MOE_ABI

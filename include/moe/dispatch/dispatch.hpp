@@ -18,6 +18,22 @@
 
 namespace moe::inline MOE_ABI {
 
+namespace detail {
+
+/// Both forms of dispatch; `weight` is null for the one without.
+template <class S>
+void dispatch(cpu const& exec, matrix_view<S const> tokens, routing_table const& table,
+              vector_view<accumulate_t<S> const> const* weight, matrix_view<S> rows,
+              call_site site) {
+  movement_checks expected("dispatch", table, rows.cols(), site);
+  expected.tokens(tokens, "tokens");
+  if (weight != nullptr) expected.pairs(*weight, "weight");
+  expected.rows(rows, "rows");
+  spread_tokens<S>(exec, tokens, table, weight != nullptr ? weight->data() : nullptr, rows);
+}
+
+}  // namespace detail
+
 /// Copies each token to the rows of its pairs: rows[r] = tokens[t] for pair_of[r] of token t.
 ///
 /// @param tokens  [T,M] in.
@@ -31,12 +47,7 @@ namespace moe::inline MOE_ABI {
 template <scalar S>
 void dispatch(cpu const& exec, matrix_view<std::type_identity_t<S> const> tokens,
               routing_table const& table, matrix_view<S> rows, call_site site = call_site::here()) {
-  std::int64_t const M = rows.cols();
-  detail::movement_checks const expected("dispatch", table, site);
-  expected.tokens(tokens, "tokens", M);
-  expected.rows(rows, "rows", M);
-  expected.apart(tokens, rows, "tokens and rows");
-  detail::spread_tokens<S>(exec, tokens, table, nullptr, rows);
+  detail::dispatch<S>(exec, tokens, table, nullptr, rows, site);
 }
 
 /// The same with the weights applied before the expert: rows[r] = weight[i] * tokens[t] for pair i =
@@ -48,13 +59,7 @@ template <scalar S>
 void dispatch(cpu const& exec, matrix_view<std::type_identity_t<S> const> tokens,
               routing_table const& table, vector_view<accumulate_t<S> const> weight,
               matrix_view<S> rows, call_site site = call_site::here()) {
-  std::int64_t const M = rows.cols();
-  detail::movement_checks const expected("dispatch", table, site);
-  expected.tokens(tokens, "tokens", M);
-  expected.pairs(weight, "weight");
-  expected.rows(rows, "rows", M);
-  expected.apart(tokens, rows, "tokens and rows");
-  detail::spread_tokens<S>(exec, tokens, table, weight.data(), rows);
+  detail::dispatch<S>(exec, tokens, table, &weight, rows, site);
 }
 
 /// The gradient of dispatch: dtokens[t] = the sum of drows[row] over the rows of token t.
@@ -71,11 +76,9 @@ template <scalar S>
 void dispatch_backward(cpu const& exec, matrix_view<std::type_identity_t<S> const> drows,
                        routing_table const& table, matrix_view<S> dtokens,
                        update mode = update::assign, call_site site = call_site::here()) {
-  std::int64_t const M = dtokens.cols();
-  detail::movement_checks const expected("dispatch_backward", table, site);
-  expected.rows(drows, "drows", M);
-  expected.tokens(dtokens, "dtokens", M);
-  expected.apart(drows, dtokens, "drows and dtokens");
+  detail::movement_checks expected("dispatch_backward", table, dtokens.cols(), site);
+  expected.rows(drows, "drows");
+  expected.tokens(dtokens, "dtokens");
   detail::sum_rows<S>(exec, {drows, table, nullptr, {}, dtokens, mode == update::add});
 }
 
@@ -85,7 +88,7 @@ void dispatch_backward(cpu const& exec, matrix_view<std::type_identity_t<S> cons
 /// @param tokens   [T,M] in: what was dispatched.
 /// @param weight   One value for each pair.
 /// @param dweight  Out: one value for each pair, 0 where it has no row.
-/// @pre   dtokens overlaps neither drows nor tokens.
+/// @pre   No output overlaps another argument.
 /// @cost  Reads N * M + T * M, writes T * M elements.
 template <scalar S>
 void dispatch_backward(cpu const& exec, matrix_view<std::type_identity_t<S> const> drows,
@@ -94,27 +97,30 @@ void dispatch_backward(cpu const& exec, matrix_view<std::type_identity_t<S> cons
                        matrix_view<S> dtokens, vector_view<accumulate_t<S>> dweight,
                        update mode = update::assign, call_site site = call_site::here()) {
   std::int64_t const M = dtokens.cols();
-  detail::movement_checks const expected("dispatch_backward", table, site);
-  expected.rows(drows, "drows", M);
-  expected.tokens(tokens, "tokens", M);
+  detail::movement_checks expected("dispatch_backward", table, M, site);
+  expected.rows(drows, "drows");
+  expected.tokens(tokens, "tokens");
   expected.pairs(weight, "weight");
-  expected.tokens(dtokens, "dtokens", M);
+  expected.tokens(dtokens, "dtokens");
   expected.pairs(dweight, "dweight");
-  expected.apart(drows, dtokens, "drows and dtokens");
-  expected.apart(tokens, dtokens, "tokens and dtokens");
 
   detail::row_sum<S> const sum{drows, table, weight.data(), {}, dtokens, mode == update::add};
   std::int64_t const bytes_each = detail::row_bytes(dtokens) * (2 + table.K);
   auto const range = [&](std::int64_t first, std::int64_t last) {
+    std::int64_t const end = table.first_pair(last);
     for (std::int64_t t = first; t < last; ++t) {
       sum(t);
       for (std::int64_t i = table.first_pair(t); i < table.first_pair(t + 1); ++i) {
         std::int64_t const r = table.row_of[i];
-        dweight[i] = r < 0 ? 0 : detail::dot(drows.row(r), tokens.row(t), M);
+        // Meanwhile a row that the sum of the next token reads.
+        std::int64_t const next = i + table.K < end ? table.row_of[i + table.K] : -1;
+        dweight[i] = r < 0 ? 0
+                           : detail::dot<S>(drows.row(r), tokens.row(t), M,
+                                            detail::row_or_null<S>(drows, next));
       }
     }
   };
-  detail::for_ranges(exec, table.T, bytes_each, range);
+  detail::for_ranges(exec, table.T, bytes_each, sum.past_cache, range);
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -1,0 +1,18 @@
+# No header but core/config.hpp reads a macro that says what the processor is or can do.
+#   cmake -DFOLDER=<include folder> -P only_reader.cmake
+cmake_minimum_required(VERSION 3.25)
+file(GLOB_RECURSE headers RELATIVE "${FOLDER}" "${FOLDER}/*.hpp" "${FOLDER}/*.cuh")
+if(NOT headers)
+  message(FATAL_ERROR "no headers under \"${FOLDER}\"")
+endif()
+list(REMOVE_ITEM headers moe/core/config.hpp)
+set(macros "__(SSE|SSSE|AVX|FMA|F16C|BMI|LZCNT|POPCNT|AMX|x86_64|i386|aarch64|ARM|NEON|CUDA)[A-Za-z0-9_]*|_M_X64")
+foreach(header IN LISTS headers)
+  file(STRINGS "${FOLDER}/${header}" lines REGEX "${macros}")
+  foreach(line IN LISTS lines)
+    string(REGEX MATCH "${macros}" macro "${line}")
+    message(SEND_ERROR "${header} reads a macro of the compiler: ${macro}")
+  endforeach()
+endforeach()
+list(LENGTH headers count)
+message(STATUS "${count} headers looked at")
