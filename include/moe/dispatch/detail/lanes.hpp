@@ -10,12 +10,6 @@
 #include <moe/core/config.hpp>
 #include <moe/core/scalar.hpp>
 
-#if MOE_HAS_AVX2
-#include <immintrin.h>
-#elif MOE_HAS_SSE2
-#include <emmintrin.h>
-#endif
-
 namespace moe::inline MOE_ABI {
 namespace detail {
 
@@ -128,14 +122,12 @@ typedef std::uint32_t bits_vector __attribute__((vector_size(vector_bytes)));
 /// Past: past the cache; `to` is aligned to a register then.
 template <bool Past, class Vector>
 [[gnu::always_inline]] inline void store_vector(void* to, Vector const& value) noexcept {
-#if MOE_HAS_AVX2
-  if constexpr (Past)
-    return _mm256_stream_si256(static_cast<__m256i*>(to), __builtin_bit_cast(__m256i, value));
-#elif MOE_HAS_SSE2
-  if constexpr (Past)
-    return _mm_stream_si128(static_cast<__m128i*>(to), __builtin_bit_cast(__m128i, value));
-#endif
-  std::memcpy(to, &value, sizeof value);
+  if constexpr (Past) {
+    auto const x = __builtin_bit_cast(native_vector<float>::type, value);
+    MOE_STREAM(static_cast<float*>(to), x);
+  } else {
+    std::memcpy(to, &value, sizeof value);
+  }
 }
 
 /// Rounds to S and stores `size` numbers.

@@ -6,10 +6,6 @@
 
 #include <moe/core/config.hpp>
 
-#if MOE_HAS_SSE2
-#include <emmintrin.h>
-#endif
-
 namespace moe::inline MOE_ABI {
 namespace detail {
 
@@ -42,9 +38,7 @@ inline std::int64_t bytes_to_line(void const* address) noexcept {
 /// Orders stores past the cache before whatever this thread does next: each task that made some
 /// ends with it, because the release that ends a task does not order them on x86.
 inline void store_fence() noexcept {
-#if MOE_HAS_SSE2
-  _mm_sfence();
-#endif
+  MOE_STREAM_FENCE();
 }
 
 }  // namespace detail
