@@ -176,9 +176,12 @@ void refuse(auto&& f, char const* text) {
 }  // namespace
 
 TEST_CASE("expert/ffn: relu, every layout, forward and gradients") {
-  // A smooth stand-in would hide it; the inputs here stay away from the kink by chance of the seed.
   check_activation(moe::relu{});
 }
+TEST_CASE("expert/ffn: clamped_swiglu, every layout, forward and gradients") {
+  check_activation(moe::clamped_swiglu{.limit = 0.5f});
+}
+#if !defined(MOE_TEST_INSTRUMENTED)  // the same code but for the function, and slow to compile
 TEST_CASE("expert/ffn: silu, every layout, forward and gradients") {
   check_activation(moe::silu{});
 }
@@ -194,9 +197,7 @@ TEST_CASE("expert/ffn: swiglu, every layout, forward and gradients") {
 TEST_CASE("expert/ffn: geglu, every layout, forward and gradients") {
   check_activation(moe::geglu{});
 }
-TEST_CASE("expert/ffn: clamped_swiglu, every layout, forward and gradients") {
-  check_activation(moe::clamped_swiglu{.limit = 0.5f});
-}
+#endif
 
 TEST_CASE("expert/ffn: equal experts with weights that sum to one are one dense network") {
   std::mt19937 random(12);
