@@ -86,7 +86,7 @@ options read_options(int argc, char** argv) {
 
 constexpr int windows_per_step = 16, layers = 4;
 constexpr std::int64_t S = 64, M = 64, H = 64, T = windows_per_step * S;
-constexpr int validation_batches = 16;
+constexpr int most_validation_batches = 16;
 
 /// One of the models that are compared, and what came out.
 struct contestant {
@@ -132,15 +132,16 @@ double rate_at(int step, int steps) {
 }
 
 /// Loss over the same validation windows for every model; adds up the load of each expert.
-double validate(model<float>& m, corpus const& text, std::uint64_t seed, load_rows& load) {
-  std::mt19937_64 random(seed + 1);
+double validate(model<float>& m, corpus const& text, options const& o, load_rows& load) {
+  int const batches = std::min(most_validation_batches, o.steps);
+  std::mt19937_64 random(o.seed + 1);
   windows batch;
   double sum = 0;
   load.layers.clear();
   load.layer_ids.clear();
-  for (int b = 0; b < validation_batches; ++b) {
+  for (int b = 0; b < batches; ++b) {
     batch.draw(text.validation, windows_per_step, static_cast<int>(S), random);
-    model_report const report = m.forward(batch.input, batch.target, {.seed = seed});
+    model_report const report = m.forward(batch.input, batch.target, {.seed = o.seed});
     sum += report.loss;
     std::size_t row = 0;
     for (std::size_t l = 0; l < report.layers.size(); ++l) {
@@ -153,12 +154,11 @@ double validate(model<float>& m, corpus const& text, std::uint64_t seed, load_ro
       double total = 0;
       for (std::int64_t r : rows) total += static_cast<double>(r);
       for (std::size_t e = 0; e < rows.size(); ++e)
-        load.layers[row][e] +=
-            static_cast<double>(rows[e]) / std::max(1.0, total) / validation_batches;
+        load.layers[row][e] += static_cast<double>(rows[e]) / std::max(1.0, total) / batches;
       ++row;
     }
   }
-  return sum / validation_batches;
+  return sum / batches;
 }
 
 /// Trains one model; prints a line of progress now and then. Returns it, for sampling.
@@ -208,7 +208,7 @@ model<float> train(moe::cpu const& exec, contestant& c, corpus const& text, opti
   spent += trained;
   c.tokens_per_second = o.steps * static_cast<double>(T) / trained.count();
   c.dropped_share = pairs == 0 ? 0 : static_cast<double>(dropped) / static_cast<double>(pairs);
-  c.validation = validate(m, text, o.seed, c.load);
+  c.validation = validate(m, text, o, c.load);
   return m;
 }
 
