@@ -12,6 +12,7 @@
 #include <moe/core/random.hpp>
 #include <moe/core/scalar.hpp>
 #include <moe/core/score_row.hpp>
+#include <moe/core/thread_block.hpp>
 #include <moe/core/thread_team.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/version.hpp>
