@@ -108,6 +108,10 @@ class fiber {
 #endif
   }
 
+  /// The one that runs, or null.
+  static fiber* running() { return running_; }
+  void* local = nullptr;  ///< For the use of the function.
+
   /// Runs it until it pauses or ends. Called by the program's own thread alone.
   // Not instrumented, because between the call that tells the sanitizer and the switch itself an
   // access would count as one of the other side.
@@ -125,6 +129,7 @@ class fiber {
 #if MOE_TEST_ASAN
     __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 #endif
+    running_ = nullptr;
   }
 
   /// Goes back to who resumed it, until it is resumed again. Called on its own stack.
