@@ -30,6 +30,7 @@
 #include <moe/expert/segments.hpp>
 #include <moe/expert/slice.hpp>
 #include <moe/gate/gate.hpp>
+#include <moe/gate/gate_kernel.hpp>
 #include <moe/gate/jitter.hpp>
 #include <moe/gate/noise.hpp>
 #include <moe/gate/preset.hpp>
