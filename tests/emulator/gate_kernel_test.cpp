@@ -99,6 +99,8 @@ void check_kernel(Gate const& gate, problem const& p) {
   result const expected = on_cpu(gate, p);
   moe::matrix_view<float const> const logits(p.logits.data(), p.T, p.E);
   for (auto const order : moe_test::schedules) {
+    // A race shows in any schedule, and the thread sanitizer is slow.
+    if (moe_test::has_thread_sanitizer && order != moe_test::schedule::shuffled) continue;
     CAPTURE(p.E);
     CAPTURE(static_cast<int>(order));
     result const found = collect(gate, p, [&](auto& routed, auto scores, std::int32_t* counts) {
