@@ -216,3 +216,21 @@ TEST_CASE("emulator: lanes that cannot take part are refused") {
                              }),
                  "a shuffle reads a lane that takes no part in it"));
 }
+
+namespace {
+
+__attribute__((noinline)) void fill_a_whole_stack() {
+  char volatile bytes[(256 << 10) + 512];
+  for (char volatile& byte : bytes) byte = 1;
+}
+
+}  // namespace
+
+TEST_CASE("emulator: a stack that overflows is noticed") {
+  if (moe_test::has_address_sanitizer || moe_test::has_thread_sanitizer) return;  // they notice
+  // Thread 0 has ended when thread 1 writes over its stack.
+  auto const text = failure<2>(schedule::in_order, [](emulated_block& b, int*) {
+    if (b.thread() == 1) fill_a_whole_stack();
+  });
+  CHECK(contains(text, "stack overflow"));
+}
