@@ -7,11 +7,13 @@
 #include <moe/core/cpu.hpp>
 #include <moe/core/error.hpp>
 #include <moe/core/execution.hpp>
+#include <moe/core/lane_row.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/numeric.hpp>
 #include <moe/core/random.hpp>
 #include <moe/core/scalar.hpp>
 #include <moe/core/score_row.hpp>
+#include <moe/core/thread_block.hpp>
 #include <moe/core/thread_team.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/version.hpp>
@@ -28,6 +30,7 @@
 #include <moe/expert/segments.hpp>
 #include <moe/expert/slice.hpp>
 #include <moe/gate/gate.hpp>
+#include <moe/gate/gate_kernel.hpp>
 #include <moe/gate/jitter.hpp>
 #include <moe/gate/noise.hpp>
 #include <moe/gate/preset.hpp>

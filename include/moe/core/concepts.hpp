@@ -100,7 +100,7 @@ concept bounded_choices = requires { requires P::max_k >= 1 && P::max_k <= max_c
 ///            pop_max(a, b) gives the best candidate of [a, b), ties to the lower id, and makes its
 ///            score -inf; expert = -1 if there is none.
 /// Cost.      O(E), O(b - a) or O(1); no allocation.
-/// Models.    `array_row<float>`, `array_row<double>`.
+/// Models.    `array_row<float>`, `array_row<double>`; `lane_row` in kernels.
 template <class R>
 concept score_row = requires(R& r, R const& c, detail::any_map<typename R::value_type> f,
                              typename R::value_type v, int e) {

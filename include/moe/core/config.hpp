@@ -19,6 +19,13 @@
 #define MOE_DEVICE_PASS 0
 #endif
 
+// Before a loop over an array that has to stay in the registers of a GPU.
+#if defined(__CUDA_ARCH__)
+#define MOE_UNROLL _Pragma("unroll")
+#else
+#define MOE_UNROLL
+#endif
+
 // The library tells NaN and infinities apart: -inf is "not a candidate", NaN is counted.
 #if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
 #error \

@@ -1,0 +1,290 @@
+// A row of scores in the registers of threads: the models of score_row for kernels.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+
+#include <moe/core/concepts.hpp>
+#include <moe/core/config.hpp>
+#include <moe/core/numeric.hpp>
+#include <moe/core/score_row.hpp>
+#include <moe/core/thread_block.hpp>
+#include <moe/core/types.hpp>
+
+namespace moe::inline MOE_ABI {
+
+namespace detail {
+
+/// a + b, rounded: never part of a fused multiply-add, which would change the bits of sums.
+MOE_HOST_DEVICE inline float rounded_sum(float a, float b) noexcept {
+#if defined(__CUDA_ARCH__)
+  return __fadd_rn(a, b);
+#else
+  return a + b;
+#endif
+}
+
+/// The float of `ordered_bits`; 0 for either zero.
+MOE_HOST_DEVICE constexpr float from_ordered_bits(std::uint32_t bits) noexcept {
+  return __builtin_bit_cast(float, bits >= 0x80000000u ? bits & 0x7fffffffu : ~bits);
+}
+
+}  // namespace detail
+
+/// `Width` neighbouring lanes of a warp, a power of two, that keep one row together. The other lanes
+/// of the warp may be anywhere else meanwhile, so that a warp works on 32 / Width tokens.
+///
+/// Its functions, and those of a row over it, are called by all its lanes together, with the same
+/// arguments but for the values they combine, and give all of them the same result.
+template <thread_block B, int Width>
+class sub_warp {
+  static_assert(Width >= 1 && Width <= warp_size && (Width & (Width - 1)) == 0);
+
+ public:
+  MOE_HOST_DEVICE explicit sub_warp(B& block)
+      : block_(&block),
+        first_(block.thread() % warp_size / Width * Width),
+        lanes_((all_lanes >> (warp_size - Width)) << first_) {}
+
+  MOE_HOST_DEVICE static constexpr int width() { return Width; }
+  /// Of this thread, in [0, width).
+  MOE_HOST_DEVICE int rank() const { return block_->thread() % Width; }
+
+  /// The value that the lane of this rank gives.
+  MOE_HOST_DEVICE float value_of(float value, int rank) const {
+    return block_->shuffle(lanes_, value, first_ + rank);
+  }
+
+  /// The highest value of all lanes.
+  template <class Unsigned>
+  MOE_HOST_DEVICE Unsigned highest(Unsigned value) const {
+    MOE_UNROLL
+    for (int bits = Width / 2; bits > 0; bits /= 2) {
+      Unsigned const other = block_->shuffle_xor(lanes_, value, bits);
+      value = other > value ? other : value;
+    }
+    return value;
+  }
+
+  /// The sum of term[j] over all lanes and j, element rank + width j, in the order of `score_row`.
+  template <int Slots>
+  MOE_HOST_DEVICE float sum(float const (&term)[Slots], int) const {
+    // A lane does the work of `kept` lanes of a whole warp: rank, rank + width, ...
+    constexpr int kept = warp_size / Width;
+    float partial[kept] = {};
+    MOE_UNROLL
+    for (int j = 0; j < Slots; ++j)
+      partial[j % kept] = detail::rounded_sum(partial[j % kept], term[j]);
+    MOE_UNROLL
+    for (int n = kept / 2; n > 0; n /= 2) {
+      MOE_UNROLL
+      for (int j = 0; j < n; ++j) partial[j] = detail::rounded_sum(partial[j], partial[j + n]);
+    }
+    float total = partial[0];
+    MOE_UNROLL
+    for (int bits = Width / 2; bits > 0; bits /= 2)
+      total = detail::rounded_sum(total, block_->shuffle_xor(lanes_, total, bits));
+    return total;
+  }
+
+ private:
+  B* block_;
+  int first_;            // lane of rank 0
+  std::uint32_t lanes_;  // of this group
+};
+
+/// Shared memory of a block that keeps rows of up to MaxE scores together.
+template <int MaxE>
+struct row_exchange {
+  float term[MaxE];
+  float value[2];
+  std::uint64_t highest[2][warp_size];  // [.][warp]
+};
+
+/// All threads of a block, whole warps, that keep one row together: for a large E.
+///
+/// One object per thread for the whole kernel, its functions called by all threads as those of
+/// `sub_warp`. Each of them has one barrier, sum has two.
+template <thread_block B, int MaxE>
+class whole_block {
+ public:
+  MOE_HOST_DEVICE whole_block(B& block, row_exchange<MaxE>& shared)
+      : block_(&block), shared_(&shared) {}
+
+  MOE_HOST_DEVICE int width() const { return block_->threads(); }
+  MOE_HOST_DEVICE int rank() const { return block_->thread(); }
+
+  MOE_HOST_DEVICE float value_of(float value, int rank) {
+    if (block_->thread() == rank) shared_->value[turn_] = value;
+    block_->sync();
+    return shared_->value[take_turn()];
+  }
+
+  template <class Unsigned>
+  MOE_HOST_DEVICE Unsigned highest(Unsigned value) {
+    value = sub_warp<B, warp_size>(*block_).highest(value);
+    if (block_->thread() % warp_size == 0)
+      shared_->highest[turn_][block_->thread() / warp_size] = value;
+    block_->sync();
+    int const turn = take_turn();
+    for (int warp = 0; warp < block_->threads() / warp_size; ++warp) {
+      auto const other = static_cast<Unsigned>(shared_->highest[turn][warp]);
+      value = other > value ? other : value;
+    }
+    return value;
+  }
+
+  /// The first warp adds alone: to share the work would be another order.
+  template <int Slots>
+  MOE_HOST_DEVICE float sum(float const (&term)[Slots], int size) {
+    int const lane = block_->thread();
+    MOE_UNROLL
+    for (int j = 0; j < Slots; ++j)
+      if (int const e = rank() + width() * j; e < size) shared_->term[e] = term[j];
+    block_->sync();
+    if (lane < warp_size) {
+      float partial[1] = {};
+      for (int e = lane; e < size; e += warp_size)
+        partial[0] = detail::rounded_sum(partial[0], shared_->term[e]);
+      float const total = sub_warp<B, warp_size>(*block_).sum(partial, warp_size);
+      if (lane == 0) shared_->value[turn_] = total;
+    }
+    block_->sync();
+    return shared_->value[take_turn()];
+  }
+
+ private:
+  /// Results lie in two places by turns: a thread that is a call ahead does not overwrite what
+  /// others have still to read, and cannot be two ahead.
+  MOE_HOST_DEVICE int take_turn() {
+    int const turn = turn_;
+    turn_ = 1 - turn;
+    return turn;
+  }
+
+  B* block_;
+  row_exchange<MaxE>* shared_;
+  int turn_ = 0;
+};
+
+/// E scores in the registers of `Lanes` (sub_warp or whole_block), element e in the one of rank
+/// e % width, its register e / width; E <= width * Slots.
+///
+/// The same results as array_row<float>, bit by bit, in every thread: ties go to the lower id, and in
+/// sums lane l of 32 adds elements l, l + 32, ... in turn before the lanes are added as a butterfly,
+/// whatever the width. A narrow sub-warp does the work of several such lanes in each of its own; of a
+/// block one warp adds. (Of a highest score that is 0, max does not tell the sign.) On a GPU the
+/// functions that a policy passes may differ in their last bits: exp does, and compilers contract
+/// products and sums within them.
+/// @note  Called by all lanes together with the same arguments; a policy that knows nothing of
+///        lanes does that. Policies have no loops of a length that differs by lane, as everything that
+///        a row tells is the same in all of them.
+/// @cost  Slots per lane and, but for transform, add and copy, log2 width shuffles.
+template <class Lanes, int Slots>
+class lane_row {
+ public:
+  using value_type = float;
+
+  /// @param lanes  Outlives the row and its copies.
+  /// @param load   load(e) is the score of e; called once by the lane that keeps it.
+  template <class Load>
+  MOE_HOST_DEVICE lane_row(Lanes& lanes, int size, Load const& load) : lanes_(&lanes), size_(size) {
+    each([&](int e, float& s) { s = e < size_ ? load(e) : no_score<float>; });
+  }
+
+  MOE_HOST_DEVICE int size() const noexcept { return size_; }
+
+  template <class F>
+  MOE_HOST_DEVICE void transform(F const& f) {
+    each([&](int e, float& s) {
+      if (e < size_) s = f(e, s);
+    });
+  }
+  template <class F>
+  MOE_HOST_DEVICE void transform(lane_row const& other, F const& f) {
+    MOE_UNROLL
+    for (int j = 0; j < Slots; ++j)
+      if (element(j) < size_) score_[j] = f(element(j), score_[j], other.score_[j]);
+  }
+
+  MOE_HOST_DEVICE float max(int first, int last) const {
+    float best = no_score<float>;
+    each([&](int e, float s) {
+      if (e >= first && e < last && s > best) best = s;
+    });
+    return detail::from_ordered_bits(lanes_->highest(ordered_bits(best)));
+  }
+
+  template <class F>
+  MOE_HOST_DEVICE float sum(F const& f) const {
+    float term[Slots];
+    MOE_UNROLL
+    for (int j = 0; j < Slots; ++j) term[j] = element(j) < size_ ? f(element(j), score_[j]) : 0.0f;
+    return lanes_->sum(term, size_);
+  }
+  template <class F>
+  MOE_HOST_DEVICE float sum(lane_row const& other, F const& f) const {
+    float term[Slots];
+    MOE_UNROLL
+    for (int j = 0; j < Slots; ++j)
+      term[j] = element(j) < size_ ? f(element(j), score_[j], other.score_[j]) : 0.0f;
+    return lanes_->sum(term, size_);
+  }
+
+  MOE_HOST_DEVICE float at(int e) const {
+    float mine = 0;
+    each([&](int here, float s) {
+      if (here == e) mine = s;
+    });
+    return lanes_->value_of(mine, e % lanes_->width());
+  }
+
+  MOE_HOST_DEVICE void add(int e, float value) {
+    each([&](int here, float& s) {
+      if (here == e) s = detail::rounded_sum(s, value);
+    });
+  }
+
+  MOE_HOST_DEVICE lane_row copy() const { return *this; }
+
+  MOE_HOST_DEVICE choice<float> pop_max(int first, int last) {
+    // The score in the high bits, as an integer of the same order, and ~id in the low ones: the
+    // greatest key is that of the best candidate, and of the lowest id among equal ones.
+    std::uint64_t best = 0;  // below that of any candidate
+    each([&](int e, float s) {
+      std::uint64_t const key = std::uint64_t(ordered_bits(s)) << 32 | ~static_cast<unsigned>(e);
+      if (e >= first && e < last && is_candidate(s) && key > best) best = key;
+    });
+    best = lanes_->highest(best);
+    if (best == 0) return {-1, no_score<float>};
+    int const expert = static_cast<int>(~static_cast<std::uint32_t>(best));
+    float score = detail::from_ordered_bits(static_cast<std::uint32_t>(best >> 32));
+    if (score == 0) score = at(expert);  // the key does not tell the sign
+    each([&](int e, float& s) {
+      if (e == expert) s = no_score<float>;
+    });
+    return {expert, score};
+  }
+
+ private:
+  /// The element that register j keeps.
+  MOE_HOST_DEVICE int element(int j) const { return lanes_->rank() + lanes_->width() * j; }
+
+  // Written out for every register, because one that is chosen at run time lies in memory.
+  template <class F>
+  MOE_HOST_DEVICE void each(F const& f) {
+    MOE_UNROLL
+    for (int j = 0; j < Slots; ++j) f(element(j), score_[j]);
+  }
+  template <class F>
+  MOE_HOST_DEVICE void each(F const& f) const {
+    MOE_UNROLL
+    for (int j = 0; j < Slots; ++j) f(element(j), score_[j]);
+  }
+
+  float score_[Slots];  // -inf beyond E
+  Lanes* lanes_;
+  int size_;
+};
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,190 @@
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <doctest/doctest.h>
+#include <string>
+#include <vector>
+
+#include <moe/core/lane_row.hpp>
+#include <moe/gate/gate.hpp>
+#include <moe/gate/score.hpp>
+#include <moe/gate/select.hpp>
+#include <moe/gate/weigh.hpp>
+
+#include "emulator/on_lanes.hpp"
+#include "support/laws.hpp"
+
+using moe_test::in_sub_warps;
+using moe_test::in_whole_block;
+using moe_test::schedule;
+using moe_test::schedules;
+
+namespace {
+
+static_assert(moe::score_row<in_sub_warps<1, 8>::row>);
+static_assert(moe::score_row<in_sub_warps<32, 32>::row>);
+static_assert(moe::score_row<in_whole_block<22, 192>::row>);
+
+/// A user's select policy, which knows a row and nothing of lanes: the best expert of the half of
+/// higher maximum, then the best of the other one; experts below the mean of all do not count.
+struct best_of_halves {
+  static constexpr int max_k = 2;
+  static constexpr int copies = 1;
+
+  MOE_HOST_DEVICE constexpr int k() const { return 2; }
+
+  template <moe::score_row R>
+  MOE_HOST_DEVICE constexpr void operator()(R& keys,
+                                            moe::choices<2, typename R::value_type>& chosen,
+                                            moe::token const&) const {
+    using V = typename R::value_type;
+    int const E = keys.size();
+    int const half = E / 2;
+    auto const live = [](int, V s) { return moe::is_candidate(s) ? V(1) : V(0); };
+    auto const value = [](int, V s) { return moe::is_candidate(s) ? s : V(0); };
+    V const mean = keys.sum(value) / keys.sum(live);
+    R above = keys.copy();
+    above.transform(keys, [=](int, V s, V key) { return key < mean ? moe::no_score<V> : s; });
+    bool const second = above.max(half, E) > above.max(0, half);
+    chosen.k = 2;
+    chosen.expert[0] = above.pop_max(second ? half : 0, second ? E : half).expert;
+    chosen.expert[1] = above.pop_max(second ? 0 : half, second ? half : E).expert;
+  }
+};
+
+/// Forward and backward of a gate on one row: its numbers, and how they compare, in any model.
+template <class Gate, class R>
+void evaluate(Gate const& gate, R& row, std::vector<float>& numbers) {
+  moe::choices<Gate::max_k, float> chosen, dchosen;
+  moe::token const t{.id = 3, .row = 1, .seed = 5, .step = 7, .training = true};
+  gate(row, chosen, t);
+  dchosen.k = chosen.k;
+  for (int j = 0; j < chosen.k; ++j) dchosen.weight[j] = 0.25f - static_cast<float>(j);
+  R grad = row.copy();
+  grad.transform([](int e, float) { return static_cast<float>(e % 7) * 0.125f - 0.25f; });
+  gate.backward(row, chosen, dchosen, grad, t);
+  for (int j = 0; j < chosen.k; ++j) {
+    numbers.push_back(static_cast<float>(chosen.expert[j]));
+    numbers.push_back(chosen.weight[j]);
+  }
+  numbers.push_back(row.sum([](int, float s) { return moe::is_candidate(s) ? s : 0.0f; }));
+  numbers.push_back(row.max(row.size() / 3, row.size()));
+  int const step = row.size() / 16 + 1;
+  for (int e = 0; e < row.size(); e += step) {
+    numbers.push_back(row.at(e));
+    numbers.push_back(grad.at(e));
+  }
+}
+
+bool same_bits(std::vector<float> const& a, std::vector<float> const& b) {
+  if (a.size() != b.size()) return false;
+  for (std::size_t i = 0; i < a.size(); ++i)
+    if (__builtin_bit_cast(std::uint32_t, a[i]) != __builtin_bit_cast(std::uint32_t, b[i]))
+      return false;
+  return true;
+}
+
+/// Logits with many ties, some absent candidates, and zeros of both signs.
+std::vector<float> tied_logits(int E, unsigned seed) {
+  auto logits = moe_test::law_scores<float>(E, seed, 0.2);
+  for (std::size_t e = 0; e < logits.size(); ++e)
+    if (e % 3 == 0 && moe::is_candidate(logits[e]))
+      logits[e] = static_cast<float>(static_cast<int>(logits[e] * 2)) * (e % 2 == 0 ? 1.0f : -1.0f);
+  return logits;
+}
+
+/// Every thread has the bits that array_row has. Asserts nothing inside of emulated threads.
+template <class Home, class Gate>
+void check_bits(Gate const& gate, std::vector<int> const& sizes) {
+  for (int const E : sizes)
+    for (schedule const order : schedules) {
+      // A race shows in any schedule and size, and the thread sanitizer is slow.
+      if (moe_test::has_thread_sanitizer && (order != schedule::shuffled || E < 31 || E > 60))
+        continue;
+      CAPTURE(E);
+      CAPTURE(static_cast<int>(order));
+      auto const logits = tied_logits(E, 3);
+      moe_test::owned_row<float> plain(logits, Gate::copies + 1);
+      std::vector<float> expected;
+      evaluate(gate, plain.row(), expected);
+      std::vector<std::vector<float>> found(Home::threads);
+      moe_test::with_row<Home>(order, logits, [&](auto& row, int thread) {
+        evaluate(gate, row, found[static_cast<std::size_t>(thread)]);
+      });
+      int different = 0;
+      for (auto const& numbers : found) different += same_bits(numbers, expected) ? 0 : 1;
+      CHECK(different == 0);
+    }
+}
+
+template <class Gate>
+void check_every_home(Gate const& gate) {
+  check_bits<in_sub_warps<1, 8, 32>>(gate, {1, 2, 8});
+  check_bits<in_sub_warps<8, 8>>(gate, {1, 2, 8, 31, 32, 33, 60, 64});
+  check_bits<in_sub_warps<32, 32>>(gate, {1, 2, 8, 31, 32, 33, 60, 64, 160, 256, 384, 1000, 1024});
+  check_bits<in_whole_block<22, 192>>(
+      gate, {1, 2, 8, 31, 32, 33, 60, 64, 160, 256, 384, 1000, 1024, 4096});
+}
+
+}  // namespace
+
+TEST_CASE("core/lane_row: gates give the bits they give on an array") {
+  check_every_home(moe::gate<moe::softmax, moe::top_k<2>, moe::renormalised>{});
+  check_bits<in_sub_warps<4, 16>>(
+      moe::gate<moe::sigmoid, moe::top_k<8>, moe::softmax_of_selected>{moe::sigmoid{},
+                                                                       moe::top_k<8>(5)},
+      {5, 8, 31, 64});
+}
+
+TEST_CASE("core/lane_row: a user's policy runs unchanged") {
+  check_every_home(moe::gate<moe::softmax, best_of_halves, moe::as_scored>{});
+}
+
+TEST_CASE("core/lane_row: a key of zero keeps its sign, and both zeros are equal") {
+  std::vector<float> const scores{-1.0f, -0.0f, 0.0f, -0.0f};
+  moe_test::with_row<in_sub_warps<2, 2, 32>>(schedule::in_order, scores, [](auto& row, int) {
+    float const keys[] = {-0.0f, 0.0f, -0.0f, -1.0f};
+    int const ids[] = {1, 2, 3, 0};
+    for (int j = 0; j < 4; ++j) {
+      auto const best = row.pop_max(0, 4);
+      if (best.expert != ids[j] || __builtin_signbit(best.key) != __builtin_signbit(keys[j]))
+        throw std::string("a wrong choice");
+    }
+    if (row.pop_max(0, 4).expert != -1) throw std::string("one too many");
+  });
+}
+
+TEST_CASE("core/lane_row: NaN is no candidate, +inf the best") {
+  float const inf = -moe::no_score<float>;
+  std::vector<float> const scores{inf - inf, 1.0f, -(inf - inf), inf, moe::no_score<float>};
+  moe_test::with_row<in_sub_warps<4, 2, 32>>(schedule::in_order, scores, [&](auto& row, int) {
+    if (row.max(0, 3) != 1.0f || row.max(4, 5) != -inf || row.pop_max(0, 5).expert != 3 ||
+        row.pop_max(0, 5).expert != 1 || row.pop_max(0, 5).expert != -1)
+      throw std::string("a wrong choice");
+  });
+}
+
+TEST_CASE("core/lane_row: sub-warps of one warp go their own ways") {
+  using home = in_sub_warps<8, 4>;
+  moe::gate<moe::softmax, best_of_halves, moe::renormalised> const gate;
+  int const E = 27;
+  int const groups = home::threads / 8;
+  std::vector<std::vector<float>> logits, expected;
+  for (int g = 0; g < groups; ++g) {
+    // In every third row there is no candidate, and softmax returns early.
+    logits.push_back(moe_test::law_scores<float>(E, static_cast<unsigned>(g), g % 3 == 1 ? 1 : 0));
+    moe_test::owned_row<float> plain(logits.back(), 3);
+    evaluate(gate, plain.row(), expected.emplace_back());
+  }
+  for (schedule const order : schedules) {
+    std::vector<std::vector<float>> found(home::threads);
+    moe_test::launch_body<home::threads, home::shared>(
+        order, 1, 1, [&](moe_test::emulated_block& b, home::shared& s) {
+          auto lanes = home::lanes_of(b, s);
+          auto const& own = logits[static_cast<std::size_t>(b.thread() / 8)];
+          home::row row(lanes, E, [&](int e) { return own[static_cast<std::size_t>(e)]; });
+          evaluate(gate, row, found[static_cast<std::size_t>(b.thread())]);
+        });
+    for (std::size_t t = 0; t < found.size(); ++t) CHECK(same_bits(found[t], expected[t / 8]));
+  }
+}
