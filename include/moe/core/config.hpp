@@ -5,24 +5,22 @@
 #include <moe/core/version.hpp>
 
 #if defined(__CUDACC__)
+#define MOE_IS_CUDA 1
 #define MOE_HOST_DEVICE __host__ __device__
 // Before a host-device function that calls a host-only one, for types that live on the host.
 #define MOE_NO_EXEC_CHECK _Pragma("nv_exec_check_disable")
 #else
+#define MOE_IS_CUDA 0
 #define MOE_HOST_DEVICE
 #define MOE_NO_EXEC_CHECK
 #endif
-// Whether this pass of the compiler makes code for a device.
+// Whether this pass of the compiler makes code for a device, and what stands before a loop over an
+// array that has to stay in registers there.
 #if defined(__CUDA_ARCH__)
 #define MOE_DEVICE_PASS 1
-#else
-#define MOE_DEVICE_PASS 0
-#endif
-
-// Before a loop over an array that has to stay in the registers of a GPU.
-#if defined(__CUDA_ARCH__)
 #define MOE_UNROLL _Pragma("unroll")
 #else
+#define MOE_DEVICE_PASS 0
 #define MOE_UNROLL
 #endif
 

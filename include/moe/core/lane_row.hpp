@@ -17,7 +17,7 @@ namespace detail {
 
 /// a + b, rounded: never part of a fused multiply-add, which would change the bits of sums.
 MOE_HOST_DEVICE inline float rounded_sum(float a, float b) noexcept {
-#if defined(__CUDA_ARCH__)
+#if MOE_DEVICE_PASS
   return __fadd_rn(a, b);
 #else
   return a + b;

@@ -21,7 +21,7 @@ MOE_HOST_DEVICE constexpr std::uint32_t lanes_below(int lane) noexcept {
 
 /// How many lanes a mask names.
 MOE_HOST_DEVICE inline int count_lanes(std::uint32_t lanes) noexcept {
-#if defined(__CUDA_ARCH__)
+#if MOE_DEVICE_PASS
   return __popc(lanes);
 #else
   return __builtin_popcount(lanes);
@@ -68,7 +68,7 @@ concept thread_block = requires(B& b, B const& c, std::uint32_t lanes, int i, bo
   { b.atomic_add(counter, n) } -> std::same_as<std::int32_t>;
 };
 
-#if defined(__CUDACC__)
+#if MOE_IS_CUDA
 
 /// A one-dimensional block of CUDA threads. Has no state; each call is the intrinsic of that name.
 template <int Threads>
