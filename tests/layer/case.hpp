@@ -266,7 +266,8 @@ gradient_count check_all_gradients(ForEachLayer const& for_each_layer) {
 
 template <class V>
 bool same_bits(std::vector<V> const& a, std::vector<V> const& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(V)) == 0;
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(V)) == 0);
 }
 
 }  // namespace moe_test
