@@ -76,32 +76,35 @@ std::vector<moe::routing_buffer> make_routings(shape const& s) {
 /// packed table needs at least. Each id is read once, row_of and pair_of are written once, and so are
 /// begin, used and wanted of each expert.
 template <class Make>
-void run(benchmark::State& state, shape const& s, int threads, moe::cpu const& exec,
+void run(benchmark::State& state, shape const& s, moe::cpu const& exec,
          std::vector<moe::routing_buffer> const& routings, Make const& make) {
   std::int64_t const pairs = s.T * s.K, bytes = 12 * pairs + 12 * s.E;
   auto const times = static_cast<double>(routings.size());
-  moe_bench::copy_roof const roof(exec, bytes);
-  moe_bench::samples own(threads), cached(threads), past(threads);
+  moe_bench::copy_roof const roof(exec, {.reads = 1, .writes = 1, .bytes = bytes / 2});
+  std::vector<double> own, cached, past;
+  auto const take = [](std::vector<double>& into, auto const& f) {
+    into.push_back(moe_bench::seconds(f));
+    return into.back();
+  };
   for (auto _ : state) {
-    state.SetIterationTime(own.take([&] {
+    state.SetIterationTime(take(own, [&] {
       for (moe::routing const& r : routings) make(r);
     }));
-    cached.take([&] {
+    take(cached, [&] {
       for (std::size_t n = 0; n < routings.size(); ++n) roof.by_memcpy();
     });
-    past.take([&] {
-      for (std::size_t n = 0; n < routings.size(); ++n) roof.by_non_temporal();
+    take(past, [&] {
+      for (std::size_t n = 0; n < routings.size(); ++n) roof.by_copy();
     });
   }
-  double const seconds = own.seconds_each() / times;
+  double const own_time = moe_bench::fast_decile(own), seconds = own_time / times;
   state.counters["s/pair"] = seconds / static_cast<double>(pairs);
   state.counters["tokens/s"] = static_cast<double>(s.T) / seconds;
   state.counters["bytes/s"] =
       benchmark::Counter(static_cast<double>(bytes) / seconds, benchmark::Counter::kDefaults,
                          benchmark::Counter::kIs1000);
   state.counters["percent_of_roof"] =
-      100 * std::min(cached.seconds_each(), past.seconds_each()) / own.seconds_each();
-  state.counters["undisturbed"] = own.share_undisturbed();
+      100 * std::min(moe_bench::fast_decile(cached), moe_bench::fast_decile(past)) / own_time;
 }
 
 void run_build_table(benchmark::State& state, shape const& s, moe::table_rules const& rules,
@@ -113,7 +116,7 @@ void run_build_table(benchmark::State& state, shape const& s, moe::table_rules c
   bounds.max_rows = moe::max_rows(rules, bounds);
   moe::table_buffer table(bounds);
   moe::buffer scratch(moe::build_table_scratch(exec, bounds));
-  run(state, s, threads, exec, routings, [&](moe::routing const& r) {
+  run(state, s, exec, routings, [&](moe::routing const& r) {
     moe::build_table(exec, r, rules, scratch, table);
     benchmark::ClobberMemory();
   });
@@ -172,7 +175,7 @@ void run_sort(benchmark::State& state, shape const& s,
               void (sorted_table::*sort)(moe::routing const&)) {
   auto const routings = make_routings(s);
   sorted_table table(s);
-  run(state, s, 1, moe::cpu{}, routings, [&](moe::routing const& r) {
+  run(state, s, moe::cpu{}, routings, [&](moe::routing const& r) {
     (table.*sort)(r);
     benchmark::ClobberMemory();
   });

@@ -38,15 +38,15 @@ void for_each_provider(F const& f) {
 #endif
 }
 
-/// FLOP/s of independent multiply-adds in registers on all threads: the median of some tries.
+/// FLOP/s of independent multiply-adds in registers on all threads: the fast decile of some tries.
 inline double fma_roof(moe::cpu const& exec) {
   namespace gemm = moe::MOE_ABI::detail::gemm;
   using vector = gemm::simd<float>;
   constexpr int sums = 12, steps = 200000;
   std::vector<float> sink(static_cast<std::size_t>(exec.threads()));
-  std::vector<double> tries;
+  std::vector<double> times;
   for (int i = 0; i < 9; ++i) {
-    double const time = seconds([&] {
+    times.push_back(seconds([&] {
       exec.run([&](int member) {
         vector sum[sums];  // all different, or they would be computed once
         for (int k = 0; k < sums; ++k) sum[k] = vector{} + static_cast<float>(k);
@@ -58,10 +58,9 @@ inline double fma_roof(moe::cpu const& exec) {
         for (int k = 1; k < sums; ++k) sum[0] += sum[k];
         sink[static_cast<std::size_t>(member)] = sum[0][0];
       });
-    });
-    tries.push_back(2.0 * sums * steps * gemm::lanes<float> * exec.threads() / time);
+    }));
   }
-  return median(tries);
+  return 2.0 * sums * steps * gemm::lanes<float> * exec.threads() / fast_decile(times);
 }
 
 /// Counters: FLOP/s of iterations of `flop` operations each, and what share of the roof that is.
