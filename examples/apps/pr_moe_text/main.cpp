@@ -27,7 +27,7 @@ using seconds = std::chrono::duration<double>;
 struct options {
   std::vector<std::filesystem::path> text;
   std::string out = "pr_moe_text_out";
-  int steps = 300;
+  int steps = 1000;
   int threads = static_cast<int>(std::max(1u, std::min(2u, std::thread::hardware_concurrency())));
   std::uint64_t seed = 1;
 };
@@ -37,7 +37,7 @@ char const* const help =
     "a text\n"
     "and compares them at equal steps and equal active feed-forward parameters.\n\n"
     "  --text FILE...   the text (default: the C++ standard headers of the compiler)\n"
-    "  --steps N        training steps of each model (default 300)\n"
+    "  --steps N        training steps of each model (default 1000)\n"
     "  --seed N         of the first values, the batches and every random choice (default 1)\n"
     "  --threads N      (default: 2, or 1 on a machine with one)\n"
     "  --out FOLDER     where loss.svg and load.svg go (default pr_moe_text_out)\n"
