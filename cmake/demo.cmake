@@ -4,13 +4,13 @@
 # The text is the headers of the compiler's own standard library unless --text names files.
 cmake_minimum_required(VERSION 3.25)
 include("${CMAKE_CURRENT_LIST_DIR}/dependencies.cmake")
-include("${CMAKE_CURRENT_LIST_DIR}/generator.cmake")
 include("${CMAKE_CURRENT_LIST_DIR}/arguments.cmake")
 cmake_path(GET CMAKE_CURRENT_LIST_DIR PARENT_PATH source_dir)
 
 set(demo_target pr_moe_text)  # the program under examples/apps that is the demo
 
 moe_require(compiler generator)
+include("${CMAKE_CURRENT_LIST_DIR}/generator.cmake")  # it looks for what is there now
 
 function(step)
   execute_process(COMMAND ${ARGN} WORKING_DIRECTORY "${source_dir}" COMMAND_ECHO STDOUT

@@ -2,11 +2,11 @@
 #   cmake -P cmake/test.cmake [-- <argument of ctest>...]
 cmake_minimum_required(VERSION 3.25)
 include("${CMAKE_CURRENT_LIST_DIR}/dependencies.cmake")
-include("${CMAKE_CURRENT_LIST_DIR}/generator.cmake")
 include("${CMAKE_CURRENT_LIST_DIR}/arguments.cmake")
 cmake_path(GET CMAKE_CURRENT_LIST_DIR PARENT_PATH source_dir)
 
 moe_require(compiler generator doctest json)
+include("${CMAKE_CURRENT_LIST_DIR}/generator.cmake")  # it looks for what is there now
 
 function(step)
   execute_process(COMMAND ${ARGN} WORKING_DIRECTORY "${source_dir}" COMMAND_ECHO STDOUT
