@@ -19,7 +19,11 @@ struct minimal_block {
   std::int32_t shuffle_up(std::uint32_t, std::int32_t value, int) { return value; }
   std::uint32_t ballot(std::uint32_t lanes, bool holds) { return holds ? lanes : 0; }
   std::uint32_t match_any(std::uint32_t lanes, std::int32_t) { return lanes; }
+  std::uint32_t highest(std::uint32_t, std::uint32_t value) { return value; }
   std::int32_t atomic_add(std::int32_t*, std::int32_t) { return 0; }
+  std::int32_t arrive(std::int32_t*) { return 0; }
+  void wait_for_previous() {}
+  void let_next_start() {}
 };
 static_assert(moe::thread_block<minimal_block>);
 
@@ -57,6 +61,18 @@ struct signed_ballot : minimal_block {
 struct no_match_any : minimal_block {
   void match_any() = delete;
 };
+struct signed_highest : minimal_block {
+  int highest(std::uint32_t, std::uint32_t) { return 0; }
+};
+struct no_arrive : minimal_block {
+  void arrive() = delete;
+};
+struct no_wait : minimal_block {
+  void wait_for_previous() = delete;
+};
+struct no_let_next_start : minimal_block {
+  void let_next_start() = delete;
+};
 struct silent_atomic_add : minimal_block {
   void atomic_add(std::int32_t*, std::int32_t) {}
 };
@@ -72,6 +88,10 @@ static_assert(!moe::thread_block<no_shuffle_up>);
 static_assert(!moe::thread_block<signed_ballot>);
 static_assert(!moe::thread_block<no_match_any>);
 static_assert(!moe::thread_block<silent_atomic_add>);
+static_assert(!moe::thread_block<signed_highest>);
+static_assert(!moe::thread_block<no_arrive>);
+static_assert(!moe::thread_block<no_wait>);
+static_assert(!moe::thread_block<no_let_next_start>);
 
 }  // namespace
 

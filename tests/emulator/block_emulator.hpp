@@ -62,7 +62,7 @@ class launch_order {
 /// and blocks by nothing: then a missing barrier is a race in any schedule, reported by its lines.
 class block_emulator {
  public:
-  enum class operation { none, sync, sync_warp, shuffle, ballot, match_any };
+  enum class operation { none, sync, sync_warp, shuffle, ballot, match_any, highest };
 
   block_emulator(schedule order, unsigned seed, int threads, int block, int blocks,
                  launch_order& outside)
@@ -195,9 +195,20 @@ class emulated_block {
     return static_cast<std::uint32_t>(
         emulator_->meet(thread_, operation::match_any, lanes, operand, 0, site));
   }
+  std::uint32_t highest(std::uint32_t lanes, std::uint32_t value,
+                        moe::call_site site = moe::call_site::here()) {
+    return static_cast<std::uint32_t>(
+        emulator_->meet(thread_, operation::highest, lanes, value, 0, site));
+  }
   std::int32_t atomic_add(std::int32_t* counter, std::int32_t n) {
     return __atomic_fetch_add(counter, n, __ATOMIC_RELAXED);
   }
+  std::int32_t arrive(std::int32_t* counter) {
+    return __atomic_fetch_add(counter, 1, __ATOMIC_ACQ_REL);
+  }
+  // Launches run one after the other.
+  void wait_for_previous() {}
+  void let_next_start() {}
 
  private:
   using operation = block_emulator::operation;
@@ -422,11 +433,14 @@ inline void block_emulator::complete(int first_thread, meeting const& m) {
     return found;
   };
   std::uint64_t const holding = m.what == operation::ballot ? lanes_with(1) : 0;
+  std::uint64_t greatest = 0;
+  each([&](int, thread_state const& s) { greatest = std::max(greatest, s.operand); });
   each([&](int, thread_state& s) {
     s.is = status::ready;
     if (m.what == operation::shuffle) s.result = state_of(first_thread + s.from).operand;
     if (m.what == operation::ballot) s.result = holding;
     if (m.what == operation::match_any) s.result = lanes_with(s.operand);
+    if (m.what == operation::highest) s.result = greatest;
   });
 }
 
@@ -436,8 +450,8 @@ inline void block_emulator::fail(std::string const& why) const {
 
 /// Where the threads are, those at the same place together.
 inline std::string block_emulator::whereabouts() const {
-  static constexpr char const* names[] = {"",        "sync",   "sync_warp",
-                                          "shuffle", "ballot", "match_any"};
+  static constexpr char const* names[] = {"",       "sync",      "sync_warp", "shuffle",
+                                          "ballot", "match_any", "highest"};
   auto const place = [](thread_state const& s) -> std::string {
     if (s.is == status::ended) return "at the end";
     if (s.is == status::ready) return "on the way";

@@ -57,7 +57,7 @@ TEST_CASE("emulator: the calls of a warp give what the hardware gives") {
   struct result {
     int from, crossed, up;
     double wide;
-    std::uint32_t odd, equal;
+    std::uint32_t odd, equal, highest;
   };
   for (schedule const order : schedules) {
     std::vector<result> out(64);
@@ -71,6 +71,8 @@ TEST_CASE("emulator: the calls of a warp give what the hardware gives") {
       r.wide = b.shuffle(moe::all_lanes, 0.5 * t, 31);
       r.odd = b.ballot(moe::all_lanes, t % 2 == 1);
       r.equal = b.match_any(moe::all_lanes, lane % 3 - 1);
+      r.highest =
+          b.highest(0xffu << lane / 8 * 8, 0x80000000u + static_cast<unsigned>(lane * 5 % 8));
     });
     for (int t = 0; t < 64; ++t) {
       CAPTURE(t);
@@ -84,7 +86,25 @@ TEST_CASE("emulator: the calls of a warp give what the hardware gives") {
       CHECK(r.odd == 0xAAAAAAAAu);
       std::uint32_t const third = 0x49249249u;  // lanes 0, 3, ...
       CHECK(r.equal == third << lane % 3);
+      CHECK(r.highest == 0x80000007u);
     }
+  }
+}
+
+TEST_CASE("emulator: who arrives last sees what all blocks wrote") {
+  for (schedule const order : schedules) {
+    std::int32_t arrived = 0;
+    std::vector<int> written(3, 0);
+    int sum = 0, last = 0;
+    launch_body<32, nothing>(order, 7, 3, [&](emulated_block& b, nothing&) {
+      if (b.thread() != 0) return;
+      written[static_cast<std::size_t>(b.block())] = b.block() + 1;
+      if (b.arrive(&arrived) != b.blocks() - 1) return;
+      ++last;
+      for (int const w : written) sum += w;
+    });
+    CHECK(last == 1);
+    CHECK(sum == 6);
   }
 }
 

@@ -18,9 +18,11 @@
 // array that has to stay in registers there.
 #if defined(__CUDA_ARCH__)
 #define MOE_DEVICE_PASS 1
+#define MOE_DEVICE_ARCH __CUDA_ARCH__
 #define MOE_UNROLL _Pragma("unroll")
 #else
 #define MOE_DEVICE_PASS 0
+#define MOE_DEVICE_ARCH 0
 #define MOE_UNROLL
 #endif
 

@@ -65,7 +65,11 @@ concept thread_block = requires(B& b, B const& c, std::uint32_t lanes, int i, bo
   { b.shuffle_up(lanes, n, i) } -> std::same_as<std::int32_t>;
   { b.ballot(lanes, holds) } -> std::same_as<std::uint32_t>;
   { b.match_any(lanes, n) } -> std::same_as<std::uint32_t>;
+  { b.highest(lanes, lanes) } -> std::same_as<std::uint32_t>;
   { b.atomic_add(counter, n) } -> std::same_as<std::int32_t>;
+  { b.arrive(counter) } -> std::same_as<std::int32_t>;
+  { b.wait_for_previous() } -> std::same_as<void>;
+  { b.let_next_start() } -> std::same_as<void>;
 };
 
 #if MOE_IS_CUDA
@@ -100,14 +104,35 @@ struct cuda_block {
   __device__ static std::uint32_t match_any(std::uint32_t lanes, std::int32_t key) {
     return __match_any_sync(lanes, key);
   }
+  __device__ static std::uint32_t highest(std::uint32_t lanes, std::uint32_t value) {
+    return __reduce_max_sync(lanes, value);
+  }
   __device__ static std::int32_t atomic_add(std::int32_t* counter, std::int32_t n) {
     return atomicAdd(counter, n);
+  }
+  __device__ static std::int32_t arrive(std::int32_t* counter) {
+    __threadfence();
+    std::int32_t const before = atomicAdd(counter, 1);
+    __threadfence();
+    return before;
+  }
+  // Before Hopper a kernel starts when the one before has ended.
+  __device__ static void wait_for_previous() {
+#if MOE_DEVICE_ARCH >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+  }
+  __device__ static void let_next_start() {
+#if MOE_DEVICE_ARCH >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
   }
 };
 
 static_assert(thread_block<cuda_block<128>>);
 
-/// The CUDA entry of a kernel body: run_kernel<<<blocks, Kernel::threads, 0, stream>>>(kernel, args...).
+/// The CUDA entry of a kernel body, which `gpu::launch` calls; a user's own launch is
+/// run_kernel<<<blocks, Kernel::threads, 0, stream>>>(kernel, args...).
 template <class Kernel, class... Args>
 __global__ void __launch_bounds__(Kernel::threads) run_kernel(Kernel kernel, Args... args) {
   static_assert(std::is_trivially_default_constructible_v<typename Kernel::shared>);

@@ -24,7 +24,7 @@ MOE_HOST_DEVICE constexpr std::int32_t no_row(expert_kind kind) noexcept {
 
 /// What became of the pairs and tokens of a table. For a routing of `pairs` pairs:
 /// pairs = kept + uncomputed + dropped + beyond_max_rows + hidden + missing + out_of_range +
-///         the pairs of masked and of invalid tokens.
+///         refused + the pairs of masked and of invalid tokens.
 struct table_counts {
   std::int64_t rows = 0;             ///< N: rows of the table, padding included.
   std::int64_t capacity = 0;         ///< C: rows that one segment may take.
@@ -37,6 +37,9 @@ struct table_counts {
   std::int64_t out_of_range = 0;     ///< Pairs whose expert id or whose token's source is no id.
   std::int64_t masked_tokens = 0;    ///< Tokens with live = 0.
   std::int64_t invalid_tokens = 0;   ///< Live tokens whose first choice is `invalid_token`.
+  /// All pairs, if the expert map or token_begin broke the rules of build_table: none has a row then.
+  /// On a GPU only, where a kernel cannot throw.
+  std::int64_t refused = 0;
 
   friend constexpr bool operator==(table_counts const&, table_counts const&) = default;
 };
@@ -70,6 +73,8 @@ struct routing_table {
   std::int32_t* wanted = nullptr;             ///< [E]: pairs that chose an expert, before dropping.
   table_counts* counts = nullptr;             ///< [1]
   table_shape room{};                         ///< What the arrays have room for.
+  /// Whether no expert is of another kind than `computed`: set by build_table from its map.
+  bool computed_only = true;
 
   MOE_HOST_DEVICE constexpr std::int64_t first_pair(std::int64_t t) const noexcept {
     return token_begin != nullptr ? token_begin[t] : t * K;

@@ -99,6 +99,7 @@ struct table_build {
     table.E = in.E;
     table.P = physical_experts(map, in.E);
     table.token_begin = in.token_begin;
+    table.computed_only = map.kind == nullptr;
     groups = static_cast<std::int64_t>(in.E) * table.sources;
     chunks = table_scratch::most_chunks(exec, in.T);
     walk = {.routing = in, .sources = table.sources, .chunks = chunks};
