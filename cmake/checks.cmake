@@ -29,10 +29,12 @@ if(MOE_CUDA_CHECKS)
   moe_check(headers.cuda_control cuda -DCHECK=controls "-DNVCC=${MOE_NVCC}"
     "-DCXX=${CMAKE_CXX_COMPILER}" "-DWORK=${PROJECT_BINARY_DIR}/headers/cuda_control"
     ${header_checks})
+  moe_check(package.cuda cuda -DCONSUMER=cuda "-DCXX=${CMAKE_CXX_COMPILER}" "-DNVCC=${MOE_NVCC}"
+    "-DWORK=${PROJECT_BINARY_DIR}/package/cuda" -P "${PROJECT_SOURCE_DIR}/tests/package/run.cmake")
 endif()
 
 foreach(consumer find_package add_subdirectory fetch_content exported unknown_component
-    wrong_version options)
+    wrong_version no_cuda options)
   moe_check(package.${consumer} package "-DCONSUMER=${consumer}" "-DCXX=${CMAKE_CXX_COMPILER}"
     "-DWORK=${PROJECT_BINARY_DIR}/package/${consumer}"
     -P "${PROJECT_SOURCE_DIR}/tests/package/run.cmake")

@@ -22,6 +22,7 @@ macro(check_headers header_dir work)
   execute_process(
     COMMAND "${CMAKE_COMMAND}" -S "${source_dir}/tests/headers" -B "${work}" ${moe_generator}
       "-DCMAKE_CXX_COMPILER=${CXX}" "-DHEADER_DIR=${header_dir}" "-DNVCC=${nvcc}"
+      "-DUPDATE=${UPDATE}"
     RESULT_VARIABLE result OUTPUT_VARIABLE out ERROR_VARIABLE out)
   if(result EQUAL 0)
     string(REGEX MATCH "checking [0-9]+ headers" checked "${out}")

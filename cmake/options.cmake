@@ -9,6 +9,7 @@ option(MOE_WARNINGS_AS_ERRORS "Stop at the first warning in moe's own programs."
 option(MOE_COVERAGE "Count executed lines in moe's own programs (g++ only, read by gcov)." OFF)
 option(MOE_NATIVE "Compile moe's own programs for the processor of this machine."
   ${MOE_BENCHMARKS})
+option(MOE_CUDA "Make moe::cuda, and the CUDA programs of what else is on (needs nvcc)." OFF)
 option(MOE_CUDA_CHECKS "Register the check that nvcc compiles every header as a test." OFF)
 
 set(MOE_SANITIZE "" CACHE STRING

@@ -33,7 +33,7 @@ endif()
 # Gives a program or object library of this project the library and the flags above.
 function(moe_own_target target)
   target_link_libraries(${target} PRIVATE moe::moe)
-  target_compile_options(${target} PRIVATE ${moe_own_flags})
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:${moe_own_flags}>)
   target_link_options(${target} PRIVATE ${moe_own_link_flags})
   set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF)
 endfunction()

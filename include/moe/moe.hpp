@@ -7,6 +7,7 @@
 #include <moe/core/cpu.hpp>
 #include <moe/core/error.hpp>
 #include <moe/core/execution.hpp>
+#include <moe/core/kernel_executor.hpp>
 #include <moe/core/lane_row.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/numeric.hpp>

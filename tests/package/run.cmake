@@ -66,9 +66,16 @@ elseif(CONSUMER STREQUAL "exported")
   install_moe()
   install_package("${folder}/library" library)
   build_and_run("${folder}/program")
+elseif(CONSUMER STREQUAL "cuda")  # compiled and linked; it runs without a GPU, too, and says so
+  install_moe()
+  build_and_run("${folder}" "-DCMAKE_CUDA_COMPILER=${NVCC}" "-DMOE_WANTED=${major}.${minor}")
+elseif(CONSUMER STREQUAL "no_cuda")
+  install_moe()
+  expect_failure("${folder}" "moe's component cuda needs the CUDA toolkit"
+    -DCMAKE_DISABLE_FIND_PACKAGE_CUDAToolkit=ON)
 elseif(CONSUMER STREQUAL "unknown_component")
   install_moe()
-  expect_failure("${folder}" "moe has no component \"no_such_component\"; it has: core")
+  expect_failure("${folder}" "moe has no component \"no_such_component\"; it has: core, cuda")
 elseif(CONSUMER STREQUAL "wrong_version")
   install_moe()
   expect_failure("${folder}" "not accepted: .*moeConfig.cmake, version: ${moe_version}"
