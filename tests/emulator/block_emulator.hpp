@@ -19,6 +19,7 @@
 #include <moe/core/thread_block.hpp>
 
 #include "emulator/fiber.hpp"
+#include "emulator/launched.hpp"
 #include "emulator/sanitizers.hpp"
 
 namespace moe_test {
@@ -234,6 +235,8 @@ void launch(schedule order, unsigned seed, int blocks, Kernel const& kernel, Arg
   using shared = typename Kernel::shared;
   static_assert(std::is_trivially_default_constructible_v<shared>);
   unobserved const emulator_only;
+  constexpr char const* names[] = {"in_order", "shuffled", "one_warp_ahead"};
+  launched::add<Kernel>(has_thread_sanitizer ? "races" : names[static_cast<int>(order)]);
   struct room {
     alignas(shared) std::byte bytes[sizeof(shared)];
   };
