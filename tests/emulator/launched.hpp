@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstddef>
 #include <cstdlib>
 #include <fstream>
 #include <set>
@@ -15,8 +16,10 @@ class launched {
   /// @param how  The schedule, or "races".
   template <class Kernel>
   static void add(char const* how) {
-    std::string const name = __PRETTY_FUNCTION__;
-    all().lines_.insert(name.substr(0, name.find('<', name.find("Kernel = "))) + " " + how);
+    std::string const text = __PRETTY_FUNCTION__;  // "... Kernel = moe::...::name_kernel<...>..."
+    std::size_t const begin = text.find("Kernel = ") + 9;
+    std::string const type = text.substr(begin, text.find_first_of("<;]", begin) - begin);
+    all().lines_.insert(type.substr(type.rfind(':') + 1) + " " + how);
   }
 
  private:
