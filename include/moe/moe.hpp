@@ -47,8 +47,11 @@
 #include <moe/layer/router.hpp>
 #include <moe/layer/visit_preset.hpp>
 #include <moe/loss/importance.hpp>
+#include <moe/loss/importance_kernel.hpp>
 #include <moe/loss/load_balance.hpp>
+#include <moe/loss/load_balance_kernel.hpp>
 #include <moe/loss/z_loss.hpp>
+#include <moe/loss/z_loss_kernel.hpp>
 #include <moe/routing/build_table.hpp>
 #include <moe/routing/capacity.hpp>
 #include <moe/routing/expert_map.hpp>

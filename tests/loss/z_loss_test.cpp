@@ -124,7 +124,7 @@ TEST_CASE("loss/z_loss: refuses shapes that disagree and short scratch") {
       doctest::Contains("z_loss_backward: logits and dlogits are [T,E]; got rows of logits = 300"),
       moe::precondition_error);
   CHECK_THROWS_WITH_AS(moe::z_loss(moe::cpu{}, moe::matrix_view(d.data(), 2, 3, 2), {}, p.scratch),
-                       doctest::Contains("z_loss: ld >= E; got ld = 2, E = 3"),
+                       doctest::Contains("z_loss: logits are [T,E], ld >= E; got ld = 2, E = 3"),
                        moe::precondition_error);
   CHECK_THROWS_WITH_AS(moe::z_loss(moe::cpu{}, p.view(), p.tokens, {}),
                        doctest::Contains("scratch >= z_loss_scratch(T)"), moe::precondition_error);

@@ -36,8 +36,8 @@ struct variation {
     v.variance = E > 1 ? v.variance / (E - 1) : 0;
     return v;
   }
-  double value() const noexcept { return variance / (mean * mean + floor); }
-  double derivative(double x) const noexcept {
+  MOE_HOST_DEVICE double value() const noexcept { return variance / (mean * mean + floor); }
+  MOE_HOST_DEVICE double derivative(double x) const noexcept {
     if (E == 1) return 0;
     double const d = mean * mean + floor;
     return 2 * (x - mean) / ((E - 1) * d) - variance * 2 * mean / (E * d * d);
@@ -68,8 +68,8 @@ double* sum_importance(cpu const& exec, matrix_view<V const> scores, vector_view
 }
 
 template <class V>
-void check_importance(char const* shapes, char const* noise, matrix_view<V const> scores,
-                      vector_view<V const> threshold, double gate_noise, call_site site) {
+void check_importance_input(char const* shapes, char const* noise, matrix_view<V const> scores,
+                            vector_view<V const> threshold, double gate_noise, call_site site) {
   expects(scores.cols() >= 1 && scores.cols() <= scores.ld() && threshold.size() == scores.rows(),
           shapes, site,
           {{"rows", scores.rows()},
@@ -77,6 +77,30 @@ void check_importance(char const* shapes, char const* noise, matrix_view<V const
            {"ld", scores.ld()},
            {"size of threshold", threshold.size()}});
   expects(gate_noise > 0, noise, site, {{"gate_noise", gate_noise}});
+}
+
+template <class V>
+void check_importance(matrix_view<V const> scores, vector_view<V const> threshold,
+                      double gate_noise, call_site site) {
+  check_importance_input("importance_and_load: scores is [T,E], E >= 1, threshold is [T]",
+                         "importance_and_load: gate_noise > 0", scores, threshold, gate_noise,
+                         site);
+}
+
+template <class V>
+void check_importance_backward(matrix_view<V const> scores, vector_view<V const> threshold,
+                               double gate_noise, matrix_view<V> dscores, vector_view<V> dthreshold,
+                               call_site site) {
+  check_importance_input("importance_and_load_backward: scores is [T,E], E >= 1, threshold is [T]",
+                         "importance_and_load_backward: gate_noise > 0", scores, threshold,
+                         gate_noise, site);
+  expects(dscores.rows() == scores.rows() && dscores.cols() == scores.cols() &&
+              dscores.ld() >= dscores.cols() && dthreshold.size() == threshold.size(),
+          "importance_and_load_backward: dscores is [T,E], dthreshold is [T]", site,
+          {{"rows", dscores.rows()},
+           {"cols", dscores.cols()},
+           {"ld", dscores.ld()},
+           {"size of dthreshold", dthreshold.size()}});
 }
 
 }  // namespace detail
@@ -110,9 +134,7 @@ double importance_and_load(cpu const& exec, matrix_view<T> scores,
                            std::type_identity_t<vector_view<V const>> threshold, double gate_noise,
                            batch const& tokens, memory scratch,
                            call_site site = call_site::here()) {
-  detail::check_importance<V>("importance_and_load: scores is [T,E], E >= 1, threshold is [T]",
-                              "importance_and_load: gate_noise > 0", scores, threshold, gate_noise,
-                              site);
+  detail::check_importance<V>(scores, threshold, gate_noise, site);
   int const E = static_cast<int>(scores.cols());
   double const* const sums =
       detail::sum_importance<V>(exec, scores, threshold, gate_noise / E, tokens, scratch, site);
@@ -135,16 +157,7 @@ void importance_and_load_backward(cpu const& exec, matrix_view<T> scores,
                                   memory scratch, std::type_identity_t<matrix_view<V>> dscores,
                                   std::type_identity_t<vector_view<V>> dthreshold,
                                   call_site site = call_site::here()) {
-  detail::check_importance<V>(
-      "importance_and_load_backward: scores is [T,E], E >= 1, threshold is [T]",
-      "importance_and_load_backward: gate_noise > 0", scores, threshold, gate_noise, site);
-  expects(dscores.rows() == scores.rows() && dscores.cols() == scores.cols() &&
-              dscores.ld() >= dscores.cols() && dthreshold.size() == threshold.size(),
-          "importance_and_load_backward: dscores is [T,E], dthreshold is [T]", site,
-          {{"rows", dscores.rows()},
-           {"cols", dscores.cols()},
-           {"ld", dscores.ld()},
-           {"size of dthreshold", dthreshold.size()}});
+  detail::check_importance_backward<V>(scores, threshold, gate_noise, dscores, dthreshold, site);
   int const E = static_cast<int>(scores.cols());
   double const width = gate_noise / E;
   double* const sums =

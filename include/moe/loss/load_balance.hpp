@@ -47,7 +47,7 @@ struct load_sums {
 
 /// A score, or 0 where there is no candidate.
 template <class V>
-V score_or_zero(V s) noexcept {
+MOE_HOST_DEVICE constexpr V score_or_zero(V s) noexcept {
   return where(is_candidate(s), s, V(0));
 }
 
@@ -100,10 +100,39 @@ load_sums sum_load(cpu const& exec, matrix_view<V const> scores, basic_routing<V
 
 /// E / n, n = choices counted of each token: the loss of perfectly balanced tokens is 1.
 template <class V>
-double load_balance_scale(basic_routing<V> const& routed, load_balance_rule const& rule) noexcept {
+MOE_HOST_DEVICE constexpr double load_balance_scale(basic_routing<V> const& routed,
+                                                    load_balance_rule const& rule) noexcept {
   return rule.choices == load_balance_rule::counted::all
              ? static_cast<double>(routed.E) / static_cast<double>(routed.K)
              : static_cast<double>(routed.E);
+}
+
+template <class V>
+void check_load_balance(matrix_view<V const> scores, basic_routing<V> const& routed,
+                        std::int64_t pairs, call_site site) {
+  expects(routed.E >= 1 && routed.K >= 1, "load_balance: routing has E >= 1 and K >= 1", site,
+          {{"E", routed.E}, {"K", routed.K}});
+  expects(routed.expert != nullptr || pairs == 0, "load_balance: the routing's expert is given",
+          site);
+  expects(scores.rows() == routed.T && scores.cols() == routed.E && scores.ld() >= scores.cols() &&
+              (routed.T == 0 || !scores.absent()),
+          "load_balance: scores is [T,E]", site,
+          {{"rows", scores.rows()},
+           {"cols", scores.cols()},
+           {"ld", scores.ld()},
+           {"T", routed.T},
+           {"E", routed.E}});
+}
+
+template <class V>
+void check_load_balance_backward(basic_routing<V> const& routed, vector_view<V> dscores,
+                                 std::int64_t pairs, call_site site) {
+  expects(routed.E >= 1 && routed.K >= 1, "load_balance_backward: routing has E >= 1 and K >= 1",
+          site, {{"E", routed.E}, {"K", routed.K}});
+  expects(routed.expert != nullptr || pairs == 0,
+          "load_balance_backward: the routing's expert is given", site);
+  expects(dscores.size() == routed.E, "load_balance_backward: dscores is [E]", site,
+          {{"size", dscores.size()}, {"E", routed.E}});
 }
 
 }  // namespace detail
@@ -137,18 +166,7 @@ template <class V>
 double load_balance(cpu const& exec, std::type_identity_t<matrix_view<V const>> scores,
                     basic_routing<V> const& routed, load_balance_rule const& rule, memory scratch,
                     call_site site = call_site::here()) {
-  expects(routed.E >= 1 && routed.K >= 1, "load_balance: routing has E >= 1 and K >= 1", site,
-          {{"E", routed.E}, {"K", routed.K}});
-  expects(routed.expert != nullptr || routed.pairs() == 0,
-          "load_balance: the routing's expert is given", site);
-  expects(scores.rows() == routed.T && scores.cols() == routed.E && scores.ld() >= scores.cols() &&
-              (routed.T == 0 || !scores.absent()),
-          "load_balance: scores is [T,E]", site,
-          {{"rows", scores.rows()},
-           {"cols", scores.cols()},
-           {"ld", scores.ld()},
-           {"T", routed.T},
-           {"E", routed.E}});
+  detail::check_load_balance(scores, routed, routed.pairs(), site);
   auto const sums = detail::sum_load(exec, scores, routed, rule, scratch, site);
   if (sums.tokens == 0) return 0;
   double total = 0;
@@ -169,12 +187,7 @@ void load_balance_backward(cpu const& exec, basic_routing<V> const& routed,
                            load_balance_rule const& rule, double dloss, memory scratch,
                            std::type_identity_t<vector_view<V>> dscores,
                            call_site site = call_site::here()) {
-  expects(routed.E >= 1 && routed.K >= 1, "load_balance_backward: routing has E >= 1 and K >= 1",
-          site, {{"E", routed.E}, {"K", routed.K}});
-  expects(routed.expert != nullptr || routed.pairs() == 0,
-          "load_balance_backward: the routing's expert is given", site);
-  expects(dscores.size() == routed.E, "load_balance_backward: dscores is [E]", site,
-          {{"size", dscores.size()}, {"E", routed.E}});
+  detail::check_load_balance_backward(routed, dscores, routed.pairs(), site);
   auto const sums = detail::sum_load(exec, matrix_view<V const>{}, routed, rule, scratch, site);
   double const scale = detail::load_balance_scale(routed, rule) * dloss;
   for (int e = 0; e < routed.E; ++e)

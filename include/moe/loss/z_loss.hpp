@@ -27,8 +27,9 @@ template <class V>
 bool has_logits(V const* l, std::int64_t E) noexcept {
   bool any = false, valid = true;
   for (std::int64_t e = 0; e < E; ++e) {
-    valid = valid && !is_invalid_logit(l[e]);
-    any = any || is_candidate(l[e]);
+    auto const x = static_cast<double>(l[e]);
+    valid = valid && !is_invalid_logit(x);
+    any = any || is_candidate(x);
   }
   return any && valid;
 }
@@ -42,6 +43,23 @@ double log_sum_exp(V const* l, std::int64_t E) noexcept {
   return highest + std::log(total);
 }
 
+template <class T>
+void check_z_loss(matrix_view<T> logits, call_site site) {
+  expects(logits.ld() >= logits.cols() && (logits.span() == 0 || !logits.absent()),
+          "z_loss: logits are [T,E], ld >= E", site, {{"ld", logits.ld()}, {"E", logits.cols()}});
+}
+
+template <class T, class V>
+void check_z_loss_backward(matrix_view<T> logits, matrix_view<V> dlogits, call_site site) {
+  expects(dlogits.rows() == logits.rows() && dlogits.cols() == logits.cols() &&
+              logits.ld() >= logits.cols() && dlogits.ld() >= dlogits.cols(),
+          "z_loss_backward: logits and dlogits are [T,E]", site,
+          {{"rows of logits", logits.rows()},
+           {"cols of logits", logits.cols()},
+           {"rows of dlogits", dlogits.rows()},
+           {"cols of dlogits", dlogits.cols()}});
+}
+
 }  // namespace detail
 
 /// Bytes of scratch for z_loss and z_loss_backward.
@@ -52,7 +70,7 @@ constexpr std::size_t z_loss_scratch(std::int64_t T) noexcept {
 
 /// The mean over tokens of (log of the sum of exp(logits))^2.
 ///
-/// @param logits   [T,E] in; -inf does not count.
+/// @param logits   [T,E] in, of anything that converts to double; -inf does not count.
 /// @param tokens   Its mask: tokens with live = 0 take no part, nor do those without a candidate and
 ///                 those with an invalid logit; the mean is over the others.
 /// @param scratch  z_loss_scratch(T) bytes.
@@ -65,8 +83,7 @@ constexpr std::size_t z_loss_scratch(std::int64_t T) noexcept {
 template <class T>
 double z_loss(cpu const& exec, matrix_view<T> logits, batch const& tokens, memory scratch,
               call_site site = call_site::here()) {
-  expects(logits.ld() >= logits.cols(), "z_loss: ld >= E", site,
-          {{"ld", logits.ld()}, {"E", logits.cols()}});
+  detail::check_z_loss(logits, site);
   double const* const sums = detail::sum_tokens(
       exec, logits.rows(), 2, scratch, "z_loss: scratch >= z_loss_scratch(T)", site,
       [&](std::int64_t first, std::int64_t last, double* sum) {
@@ -91,13 +108,7 @@ template <class T, class V = std::remove_const_t<T>>
 void z_loss_backward(cpu const& exec, matrix_view<T> logits, batch const& tokens, double dloss,
                      memory scratch, std::type_identity_t<matrix_view<V>> dlogits,
                      call_site site = call_site::here()) {
-  expects(dlogits.rows() == logits.rows() && dlogits.cols() == logits.cols() &&
-              logits.ld() >= logits.cols() && dlogits.ld() >= dlogits.cols(),
-          "z_loss_backward: logits and dlogits are [T,E]", site,
-          {{"rows of logits", logits.rows()},
-           {"cols of logits", logits.cols()},
-           {"rows of dlogits", dlogits.rows()},
-           {"cols of dlogits", dlogits.cols()}});
+  detail::check_z_loss_backward(logits, dlogits, site);
   std::int64_t const E = logits.cols();
   double const* const tokens_counted = detail::sum_tokens(
       exec, logits.rows(), 1, scratch, "z_loss_backward: scratch >= z_loss_scratch(T)", site,
