@@ -19,6 +19,7 @@ set(moe_packages_doctest      doctest-dev        doctest-devel          doctest-
 set(moe_packages_json        nlohmann-json3-dev json-devel             nlohmann-json nlohmann-json nlohmann_json-devel nlohmann-json)
 set(moe_packages_benchmark    libbenchmark-dev   google-benchmark-devel benchmark-dev benchmark   benchmark-devel google-benchmark)
 set(moe_packages_clang        clang              clang                  clang         clang       clang           llvm)
+set(moe_packages_clang-cuda   clang-19           clang                  clang         clang       clang           llvm)
 set(moe_packages_fuzzer       libclang-rt-14-dev compiler-rt            compiler-rt   compiler-rt clang           llvm)
 set(moe_packages_clang-format clang-format-19    clang-tools-extra      clang14       clang14     clang14         clang-format@14)
 set(moe_packages_clang-tidy   clang-tidy-14      clang-tools-extra      clang14       clang14     clang14         llvm@14)
@@ -41,6 +42,8 @@ function(moe_has need result)
       PATHS /usr /usr/local /opt/homebrew PATH_SUFFIXES include)
   elseif(need STREQUAL "clang")
     find_program(found clang++ NO_CACHE)
+  elseif(need STREQUAL "clang-cuda")
+    find_program(found clang++-19 NO_CACHE)
   elseif(need STREQUAL "fuzzer")
     # clang++ may be there without the run-time libraries of its sanitizers.
     execute_process(COMMAND clang++ --print-file-name=libclang_rt.fuzzer-x86_64.a

@@ -7,11 +7,14 @@
 #if defined(__CUDACC__)
 #define MOE_IS_CUDA 1
 #define MOE_HOST_DEVICE __host__ __device__
-// Before a host-device function that calls a host-only one, for types that live on the host.
-#define MOE_NO_EXEC_CHECK _Pragma("nv_exec_check_disable")
 #else
 #define MOE_IS_CUDA 0
 #define MOE_HOST_DEVICE
+#endif
+// Before a host-device function that calls a host-only one, for types that live on the host.
+#if defined(__NVCC__)
+#define MOE_NO_EXEC_CHECK _Pragma("nv_exec_check_disable")
+#else
 #define MOE_NO_EXEC_CHECK
 #endif
 // Whether this pass of the compiler makes code for a device, and what stands before a loop over an
