@@ -3,6 +3,7 @@
 #pragma once
 
 #include <moe/core/gpu.cuh>
+#include <moe/gate/jitter.cuh>
 #include <moe/loss/importance.cuh>
 #include <moe/loss/load_balance.cuh>
 #include <moe/loss/z_loss.cuh>

@@ -33,6 +33,7 @@
 #include <moe/gate/gate.hpp>
 #include <moe/gate/gate_kernel.hpp>
 #include <moe/gate/jitter.hpp>
+#include <moe/gate/jitter_kernel.hpp>
 #include <moe/gate/noise.hpp>
 #include <moe/gate/preset.hpp>
 #include <moe/gate/presets.hpp>

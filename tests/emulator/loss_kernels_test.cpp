@@ -72,9 +72,11 @@ doctest::Approx about(double x) {
 }  // namespace
 
 TEST_CASE("loss/load_balance kernels: the loss and gradient of the CPU") {
-  for (auto const& [T, K, E] : shapes)
+  for (shape const& at : shapes)
     for (auto const choices : {rule::counted::first, rule::counted::all})
       for (auto const masked : {rule::masked_tokens::left_out, rule::masked_tokens::scored}) {
+        std::int64_t const T = at.T;
+        int const K = at.K, E = at.E;
         CAPTURE(T);
         rule const r{choices, masked};
         problem const p(T, K, E, 3);
@@ -114,7 +116,9 @@ TEST_CASE("loss/load_balance kernels: tokens with their own numbers of choices")
 }
 
 TEST_CASE_TEMPLATE("loss/z_loss kernels: the loss and gradient of the CPU", L, float, moe::bf16) {
-  for (auto const& [T, K, E] : shapes) {
+  for (shape const& at : shapes) {
+    std::int64_t const T = at.T;
+    int const K = at.K, E = at.E;
     CAPTURE(T);
     problem const p(T, K, E, 7);
     std::vector<L> logits;
@@ -142,7 +146,9 @@ TEST_CASE_TEMPLATE("loss/z_loss kernels: the loss and gradient of the CPU", L, f
 }
 
 TEST_CASE("loss/importance kernels: the loss and gradient of the CPU") {
-  for (auto const& [T, K, E] : shapes) {
+  for (shape const& at : shapes) {
+    std::int64_t const T = at.T;
+    int const K = at.K, E = at.E;
     CAPTURE(T);
     problem const p(T, K, E, 11);
     moe::batch const& tokens = p.routing.tokens;

@@ -89,12 +89,17 @@ MOE_HOST_DEVICE constexpr std::uint32_t random_bits(drawing_token& t, stream s,
   return t.bits(s, index);
 }
 
-/// A number strictly between 0 and 1, an odd multiple of 2^-24: 0 and 1 are never drawn, so
-/// logarithms are finite and a random priority cannot lose a token.
+/// Random bits as a number strictly between 0 and 1, an odd multiple of 2^-24: 0 and 1 are never
+/// drawn, so logarithms are finite and a random priority cannot lose a token.
+MOE_HOST_DEVICE constexpr float uniform(std::uint32_t bits) noexcept {
+  return static_cast<float>(2 * (bits >> 9) + 1) * 0x1p-24f;
+}
+
+/// The same of element `index` of a token's stream.
 /// @param t  A token, or a drawing_token.
 template <class Token = token const&>
 MOE_HOST_DEVICE constexpr float uniform(Token&& t, stream s, std::uint32_t index) noexcept {
-  return static_cast<float>(2 * (random_bits(t, s, index) >> 9) + 1) * 0x1p-24f;
+  return uniform(random_bits(t, s, index));
 }
 
 /// A standard Gumbel number: -log(-log(u)).
