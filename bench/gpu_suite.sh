@@ -106,7 +106,7 @@ stage_peers() {
 }
 
 : > "$out"
-say "moe $commit, $(date -u +%F), $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>&1 | head -n 1), $(nvcc --version 2> /dev/null | grep -o 'V[0-9.]*' || echo 'no nvcc')"
+say "moe $commit, $(date -u +%F), $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>&1 | head -n 1), $(nvcc --version 2> /dev/null | grep -om1 'V[0-9][0-9.]*' || echo 'no nvcc')"
 passes=0 failures=0
 for stage in "${chosen[@]}"; do
   SECONDS=0
