@@ -26,7 +26,7 @@ template <class S>
 void combine(cpu const& exec, matrix_view<S const> rows, routing_table const& table,
              vector_view<accumulate_t<S> const> const* weight, matrix_view<S const> const* tokens,
              matrix_view<S> out, update mode, call_site site) {
-  movement_checks expected("combine", table, out.cols(), site);
+  movement_checks expected(exec, "combine", table, out.cols(), site);
   expected.rows(rows, "rows");
   if (weight != nullptr) expected.pairs(*weight, "weight");
   if (tokens != nullptr) expected.tokens(*tokens, "tokens");
@@ -95,7 +95,7 @@ void combine_backward(cpu const& exec, matrix_view<S const> dout, matrix_view<S 
                       call_site site) {
   using A = accumulate_t<S>;
   std::int64_t const M = dout.cols();
-  movement_checks expected("combine_backward", table, M, site);
+  movement_checks expected(exec, "combine_backward", table, M, site);
   expected.tokens(dout, "dout");
   int const rows_argument = expected.rows(rows, "rows");
   expected.pairs(weight, "weight");

@@ -25,7 +25,7 @@ template <class S>
 void dispatch(cpu const& exec, matrix_view<S const> tokens, routing_table const& table,
               vector_view<accumulate_t<S> const> const* weight, matrix_view<S> rows,
               call_site site) {
-  movement_checks expected("dispatch", table, rows.cols(), site);
+  movement_checks expected(exec, "dispatch", table, rows.cols(), site);
   expected.tokens(tokens, "tokens");
   if (weight != nullptr) expected.pairs(*weight, "weight");
   expected.rows(rows, "rows");
@@ -76,7 +76,7 @@ template <scalar S>
 void dispatch_backward(cpu const& exec, matrix_view<std::type_identity_t<S> const> drows,
                        routing_table const& table, matrix_view<S> dtokens,
                        update mode = update::assign, call_site site = call_site::here()) {
-  detail::movement_checks expected("dispatch_backward", table, dtokens.cols(), site);
+  detail::movement_checks expected(exec, "dispatch_backward", table, dtokens.cols(), site);
   expected.rows(drows, "drows");
   expected.tokens(dtokens, "dtokens");
   detail::sum_rows<S>(exec, {drows, table, nullptr, {}, dtokens, mode == update::add});
@@ -97,7 +97,7 @@ void dispatch_backward(cpu const& exec, matrix_view<std::type_identity_t<S> cons
                        matrix_view<S> dtokens, vector_view<accumulate_t<S>> dweight,
                        update mode = update::assign, call_site site = call_site::here()) {
   std::int64_t const M = dtokens.cols();
-  detail::movement_checks expected("dispatch_backward", table, M, site);
+  detail::movement_checks expected(exec, "dispatch_backward", table, M, site);
   expected.rows(drows, "drows");
   expected.tokens(tokens, "tokens");
   expected.pairs(weight, "weight");

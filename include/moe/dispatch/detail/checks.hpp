@@ -9,7 +9,10 @@
 #include <type_traits>
 
 #include <moe/core/config.hpp>
+#include <moe/core/cpu.hpp>
 #include <moe/core/error.hpp>
+#include <moe/core/kernel_executor.hpp>
+#include <moe/core/types.hpp>
 #include <moe/core/view.hpp>
 #include <moe/routing/routing_table.hpp>
 
@@ -21,11 +24,32 @@ namespace detail {
 /// one is refused.
 class movement_checks {
  public:
-  movement_checks(char const* function, routing_table const& table, std::int64_t M, call_site site)
-      : function_(function), table_(table), M_(M), site_(site) {
-    demand(table.T >= 0 && table.counts != nullptr && (table.T == 0 || table.row_of != nullptr), "",
-           "table was filled by build_table", {{"table.T", table.T}});
-    demand(M >= 0, "", "M >= 0", {{"M", M}});
+  movement_checks(cpu const&, char const* function, routing_table const& table, std::int64_t M,
+                  call_site site)
+      : movement_checks(function, table, M, site) {
+    N_ = table.counts->rows;
+    fewest_pairs_ = most_pairs_ = table.pairs();
+    uncomputed_ = table.counts->uncomputed;
+  }
+
+  /// What lies in the memory of a device is not read: only bounds of the sizes are known.
+  template <kernel_executor X>
+  movement_checks(X const&, char const* function, routing_table const& table, std::int64_t M,
+                  call_site site)
+      : movement_checks(function, table, M, site) {
+    demand(table.K >= 1 && table.K <= max_choices && table.max_rows >= 0, "",
+           "1 <= table.K <= 16, table.max_rows >= 0",
+           {{"table.K", table.K}, {"table.max_rows", table.max_rows}});
+    N_ = table.max_rows;
+    most_pairs_ = table.T * table.K;
+    fewest_pairs_ = table.token_begin == nullptr || table.T == 0 ? most_pairs_ : 1;
+    uncomputed_ = table.computed_only ? 0 : most_pairs_;
+    uncomputed_name_ = "at most";
+    rows_rule_ = " has table.max_rows rows or more of M columns, ld >= M";
+    rows_name_ = "table.max_rows";
+    pairs_rule_ = table.token_begin == nullptr ? " has a value for each pair: T * K"
+                                               : " has a value for each pair, 1 to T * K of them";
+    pairs_name_ = "T * K";
   }
 
   /// A [T,M] view.
@@ -45,29 +69,37 @@ class movement_checks {
   /// @param in_place_of  An argument that it may be: what this returned for that; -1 = none.
   template <class S>
   int rows(matrix_view<S> view, char const* name, int in_place_of = -1) {
-    std::int64_t const N = table_.counts->rows;
-    demand(view.rows() >= N && view.cols() == M_ && view.ld() >= M_, name,
-           " has N rows or more of M columns, ld >= M",
-           {{"rows", view.rows()}, {"cols", view.cols()}, {"ld", view.ld()}, {"N", N}, {"M", M_}});
+    demand(view.rows() >= N_ && view.cols() == M_ && view.ld() >= M_, name, rows_rule_,
+           {{"rows", view.rows()},
+            {"cols", view.cols()},
+            {"ld", view.ld()},
+            {rows_name_, N_},
+            {"M", M_}});
     return add(view, name, in_place_of);
   }
 
   /// A value for each pair: [T,K].
   template <class V>
   void pairs(vector_view<V> view, char const* name) {
-    demand(view.size() == table_.pairs(), name, " has one value for each pair",
-           {{"size", view.size()}, {"pairs", table_.pairs()}});
+    demand(view.size() >= fewest_pairs_ && view.size() <= most_pairs_, name, pairs_rule_,
+           {{"size", view.size()}, {pairs_name_, most_pairs_}});
     add(matrix_view(view.data(), 1, view.size()), name);
   }
 
   /// Nobody but the caller knows whether a pair without a row is at a copy expert.
   void all_computed() const {
-    demand(table_.counts->uncomputed == 0, "",
-           "tokens are given if pairs are at experts that are not computed",
-           {{"uncomputed", table_.counts->uncomputed}});
+    demand(uncomputed_ == 0, "", "tokens are given if pairs are at experts that are not computed",
+           {{uncomputed_name_, uncomputed_}});
   }
 
  private:
+  movement_checks(char const* function, routing_table const& table, std::int64_t M, call_site site)
+      : function_(function), table_(table), M_(M), site_(site) {
+    demand(table.T >= 0 && table.counts != nullptr && (table.T == 0 || table.row_of != nullptr), "",
+           "table was filled by build_table", {{"table.T", table.T}});
+    demand(M >= 0, "", "M >= 0", {{"M", M}});
+  }
+
   struct argument {
     char const* name;
     matrix_view<std::byte const> bytes;
@@ -107,6 +139,14 @@ class movement_checks {
   char const* function_;
   routing_table const& table_;
   std::int64_t M_;
+  std::int64_t N_ = 0;  ///< Rows that the table may have.
+  std::int64_t fewest_pairs_ = 0, most_pairs_ = 0;
+  std::int64_t uncomputed_ = 0;  ///< Pairs, or the most there may be.
+  char const* rows_rule_ = " has N rows or more of M columns, ld >= M";
+  char const* rows_name_ = "N";
+  char const* pairs_rule_ = " has one value for each pair";
+  char const* pairs_name_ = "pairs";
+  char const* uncomputed_name_ = "uncomputed";
   call_site site_;
   argument arguments_[most];
   int count_ = 0;
