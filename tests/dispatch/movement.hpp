@@ -145,6 +145,10 @@ class matrix {
 
   moe::matrix_view<S> view() { return {data_.data() + skew_, rows_, cols_, ld_}; }
   operator moe::matrix_view<S const>() const { return {data_.data() + skew_, rows_, cols_, ld_}; }
+  /// The same elements of a copy of storage().
+  moe::matrix_view<S> view_at(S* copy) const { return {copy + skew_, rows_, cols_, ld_}; }
+  std::vector<S>& storage() { return data_; }
+  std::vector<S> const& storage() const { return data_; }
   S& operator()(std::int64_t r, std::int64_t c) { return data_[at(r, c)]; }
   S operator()(std::int64_t r, std::int64_t c) const { return data_[at(r, c)]; }
 

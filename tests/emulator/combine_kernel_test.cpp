@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "emulator/movement_run.hpp"
+#include "emulator/movement_cases.hpp"
 
 using namespace moe_test;
 

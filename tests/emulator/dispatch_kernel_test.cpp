@@ -9,7 +9,7 @@
 
 #include <moe/routing/build_table.hpp>
 
-#include "emulator/movement_run.hpp"
+#include "emulator/movement_cases.hpp"
 #include "support/random.hpp"
 
 using namespace moe_test;
