@@ -3,6 +3,8 @@
 #pragma once
 
 #include <moe/core/gpu.cuh>
+#include <moe/dispatch/combine.cuh>
+#include <moe/dispatch/dispatch.cuh>
 #include <moe/gate/jitter.cuh>
 #include <moe/loss/importance.cuh>
 #include <moe/loss/load_balance.cuh>

@@ -20,7 +20,9 @@
 #include <moe/core/version.hpp>
 #include <moe/core/view.hpp>
 #include <moe/dispatch/combine.hpp>
+#include <moe/dispatch/combine_kernel.hpp>
 #include <moe/dispatch/dispatch.hpp>
+#include <moe/dispatch/dispatch_kernel.hpp>
 #include <moe/dispatch/update.hpp>
 #include <moe/expert/activation.hpp>
 #include <moe/expert/ffn.hpp>
