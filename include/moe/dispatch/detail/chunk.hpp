@@ -63,21 +63,35 @@ MOE_HOST_DEVICE inline Chunk load(S const* from) noexcept {
 template <class Chunk, class S>
 MOE_HOST_DEVICE inline Chunk load_once(S const* from) noexcept {
 #if MOE_DEVICE_PASS
-  return __builtin_bit_cast(Chunk, __ldcs(reinterpret_cast<word_of<Chunk> const*>(from)));
-#else
-  return load<Chunk>(from);
+  // Volatile, as the stores are, for its place among them: they may be to the same address.
+  if constexpr (sizeof(Chunk) == access_bytes) {
+    uint4 x;
+    asm volatile("ld.global.cs.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "l"(from));
+    return __builtin_bit_cast(Chunk, x);
+  }
 #endif
+  return load<Chunk>(from);
 }
 
 /// @param streaming  Nobody reads it while it could still be in the caches.
 template <class Chunk, class S>
 MOE_HOST_DEVICE inline void store(S* to, Chunk const& x, [[maybe_unused]] bool streaming) noexcept {
 #if MOE_DEVICE_PASS
-  auto* const word = reinterpret_cast<word_of<Chunk>*>(to);
-  if (streaming)
-    __stcs(word, __builtin_bit_cast(word_of<Chunk>, x));
-  else
-    *word = __builtin_bit_cast(word_of<Chunk>, x);
+  if constexpr (sizeof(Chunk) == access_bytes) {
+    auto const word = __builtin_bit_cast(uint4, x);
+    if (streaming)
+      asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.x),
+                   "r"(word.y), "r"(word.z), "r"(word.w)
+                   : "memory");
+    else
+      asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.x), "r"(word.y),
+                   "r"(word.z), "r"(word.w)
+                   : "memory");
+  } else {
+    *reinterpret_cast<word_of<Chunk>*>(to) = __builtin_bit_cast(word_of<Chunk>, x);
+  }
 #else
   std::memcpy(to, &x, sizeof x);
 #endif
@@ -129,7 +143,7 @@ MOE_HOST_DEVICE inline void widen(accumulate_t<S> (&to)[Size], chunk<S, Size> co
 }
 
 #if MOE_DEVICE_PASS
-/// Two numbers in one instruction: element 0 in the lower half.
+/// Two numbers in one instruction, the first in the lower half.
 template <class S>
 MOE_HOST_DEVICE inline std::uint32_t narrow_two(float first, float second) noexcept {
   std::uint32_t both;
@@ -146,13 +160,10 @@ template <class S, int Size>
 MOE_HOST_DEVICE inline chunk<S, Size> narrow(accumulate_t<S> const (&x)[Size]) noexcept {
   chunk<S, Size> result;
 #if MOE_DEVICE_PASS
-  if constexpr (sizeof(S) == 2 && Size % 2 == 0) {
-    MOE_UNROLL
-    for (int i = 0; i < Size; i += 2) {
-      std::uint32_t const both = narrow_two<S>(x[i], x[i + 1]);
-      result.element[i] = S::from_bits(static_cast<std::uint16_t>(both));
-      result.element[i + 1] = S::from_bits(static_cast<std::uint16_t>(both >> 16));
-    }
+  if constexpr (sizeof(S) == 2 && Size == 8) {
+    result = __builtin_bit_cast(decltype(result),
+                                uint4{narrow_two<S>(x[0], x[1]), narrow_two<S>(x[2], x[3]),
+                                      narrow_two<S>(x[4], x[5]), narrow_two<S>(x[6], x[7])});
   } else
 #endif
   {

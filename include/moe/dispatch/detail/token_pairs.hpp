@@ -74,17 +74,11 @@ struct lane_pair {
   }
 };
 
-/// The pointer that a lane gives, to global memory.
+/// The pointer that a lane gives.
 template <thread_block B, class T>
 MOE_HOST_DEVICE T* shuffle_pointer(B& b, T* mine, int lane) {
-#if MOE_DEVICE_PASS
-  // Told the space, the compiler need not find out for each access.
-  std::uint64_t const bits = __cvta_generic_to_global(mine);
-  return static_cast<T*>(__cvta_global_to_generic(b.shuffle(all_lanes, bits, lane)));
-#else
   auto const bits = static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(mine));
   return reinterpret_cast<T*>(static_cast<std::uintptr_t>(b.shuffle(all_lanes, bits, lane)));
-#endif
 }
 
 /// The number of the lowest bit of a mask that is not 0.
