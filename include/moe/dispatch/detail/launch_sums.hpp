@@ -1,4 +1,4 @@
-// The launch behind combine and the gradient of dispatch, and what all launches of their folder choose.
+// The launch behind combine and the gradient of dispatch.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -18,21 +18,6 @@
 namespace moe::inline MOE_ABI {
 namespace detail {
 
-/// Calls f(integral constant): elements of S that a thread moves at once.
-template <class S, class F>
-void with_vector(bool whole, F const& f) {
-  if (whole)
-    f(std::integral_constant<int, vector_size<S>>{});
-  else
-    f(std::integral_constant<int, 1>{});
-}
-
-/// Warps that occupy a device: half of what fits. A guess, never timed.
-template <kernel_executor X>
-std::int64_t warps_of(X const& exec) noexcept {
-  return 32 * std::int64_t(exec.processors());
-}
-
 /// out[t] (=|+=) the sum of what the pairs of token t add; see combine_kernel.
 template <class S, kernel_executor X>
 void launch_sums(X const& exec, char const* function, matrix_view<S const> rows,
@@ -45,12 +30,10 @@ void launch_sums(X const& exec, char const* function, matrix_view<S const> rows,
     exec.launch(function, kernel{}, blocks_for(pairs.T * cut.of_row, kernel::threads / warp_size),
                 site, rows, pairs, weight, tokens, cut, mode == update::add, streaming, out);
   };
-  bool const whole = in_vectors(rows, tokens, out);
-  with_vector<S>(whole, [&](auto vector) {
-    if (vector() != 1 && pairs.K <= 2)
-      launch(vector, std::integral_constant < int, vector() == 1 ? 8 : 2 > {});
-    else
-      launch(vector, std::integral_constant<int, 8>{});
+  with_vector<S>(in_vectors(rows, tokens, out), [&](auto vector) {
+    if constexpr (vector() != 1)
+      if (pairs.K <= 2) return launch(vector, std::integral_constant<int, 2>{});
+    launch(vector, std::integral_constant<int, 8>{});
   });
 }
 

@@ -1,11 +1,12 @@
-// How kernels share out a [T,M] matrix: each warp a slice of one row.
+// What a launch of dispatch or combine chooses: how a [T,M] matrix is shared out, and how it moves.
 // SPDX-License-Identifier: MIT
 #pragma once
 
 #include <cstdint>
-#include <initializer_list>
+#include <type_traits>
 
 #include <moe/core/config.hpp>
+#include <moe/core/kernel_executor.hpp>
 #include <moe/core/thread_block.hpp>
 #include <moe/core/view.hpp>
 #include <moe/dispatch/detail/chunk.hpp>
@@ -53,6 +54,21 @@ bool in_vectors(Views const&... views) noexcept {
             view.cols() * size % access_bytes == 0 && view.ld() * size % access_bytes == 0);
   };
   return (fits(views) && ...);
+}
+
+/// Calls f(integral constant): elements of S that a thread moves at once.
+template <class S, class F>
+void with_vector(bool whole, F const& f) {
+  if (whole)
+    f(std::integral_constant<int, vector_size<S>>{});
+  else
+    f(std::integral_constant<int, 1>{});
+}
+
+/// Warps that occupy a device: half of what fits. A guess, never timed.
+template <kernel_executor X>
+std::int64_t warps_of(X const& exec) noexcept {
+  return 32 * std::int64_t(exec.processors());
 }
 
 /// Outputs of this many bytes are stored past the caches, as they are gone anyway when someone reads
