@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cublas_v2.h>
 #include <memory>
 #include <random>
 #include <string>
@@ -29,8 +30,10 @@ struct model {
   int E, K;
   std::int64_t M;
 };
-constexpr model models[] = {
-    {"mixtral", 8, 2, 4096}, {"deepseek_v3", 256, 8, 7168}, {"qwen3", 128, 8, 2048}};
+constexpr model models[] = {{"mixtral", 8, 2, 4096},
+                            {"deepseek_v3", 256, 8, 7168},
+                            {"qwen3", 128, 8, 2048},
+                            {"one_hot", 64, 2, 1024}};  // for the einsum, with 4096 tokens only
 constexpr std::int64_t batch_sizes[] = {1, 8, 32, 128, 512, 4096, 16384};
 
 /// K different experts for each token: equally popular, or the i-th with weight 1 / (i + 1).
@@ -103,6 +106,49 @@ struct sum_kernel {
   }
 };
 
+/// mask[t, row] = the weight of each pair that has a row, or 1.
+struct one_hot_kernel {
+  static constexpr int threads = 256;
+  struct shared {};
+  template <moe::thread_block B>
+  MOE_HOST_DEVICE void operator()(B& b, shared&, std::int32_t const* row_of, float const* weight,
+                                  int K, moe::matrix_view<bf16> mask) const {
+    b.wait_for_previous();
+    std::int64_t const i = std::int64_t(b.block()) * threads + b.thread();
+    if (i < mask.rows() * K && row_of[i] >= 0)
+      mask(i / K, row_of[i]) = static_cast<bf16>(weight != nullptr ? weight[i] : 1.0f);
+  }
+};
+
+/// The product behind an einsum with a one-hot tensor, in row-major terms: c = a b, or a^T b.
+class matrix_products {
+ public:
+  matrix_products() { demand(cublasCreate(&handle_)); }
+  ~matrix_products() { static_cast<void>(cublasDestroy(handle_)); }
+
+  void operator()(cudaStream_t stream, bool transpose_a, moe::matrix_view<bf16> a,
+                  moe::matrix_view<bf16> b, moe::matrix_view<bf16> c) const {
+    float const one = 1, zero = 0;
+    demand(cublasSetStream(handle_, stream));
+    demand(
+        cublasSetWorkspace(handle_, workspace_.data(), workspace_.size()));  // gone with SetStream
+    // cuBLAS takes rows for columns: it computes c^T = b^T a^T.
+    demand(cublasGemmEx(
+        handle_, CUBLAS_OP_N, transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, static_cast<int>(c.cols()),
+        static_cast<int>(c.rows()), static_cast<int>(b.rows()), &one, b.data(), CUDA_R_16BF,
+        static_cast<int>(b.ld()), a.data(), CUDA_R_16BF, static_cast<int>(a.ld()), &zero, c.data(),
+        CUDA_R_16BF, static_cast<int>(c.ld()), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+  }
+
+ private:
+  static void demand(cublasStatus_t status) {
+    if (status != CUBLAS_STATUS_SUCCESS) throw moe::error("benchmark: cuBLAS failed");
+  }
+
+  moe::gpu_buffer workspace_{std::size_t{32} << 20};
+  cublasHandle_t handle_ = nullptr;
+};
+
 /// Device memory for one model and batch: a table, and sets of matrices that follow one another.
 struct problem {
   model m;
@@ -112,7 +158,8 @@ struct problem {
   moe::table_buffer table;
   std::int64_t set_size;  // elements: tokens, out [T,M], rows, drows [N,M]
   int sets;
-  moe::gpu_buffer ids, values, matrices;
+  moe::gpu_buffer ids, values, matrices, masks;
+  std::unique_ptr<matrix_products> products;
   moe::routing_table on_device;
   char const* wrong = nullptr;  // what was verified and is not right
 
@@ -143,6 +190,10 @@ struct problem {
     moe::gpu const exec;
     exec.launch("fill", fill_kernel{}, 8 * exec.processors(), moe::call_site::here(),
                 static_cast<bf16*>(matrices.data()), set_size * sets);
+    if (has_masks()) {
+      masks = moe::gpu_buffer(static_cast<std::size_t>(T * N()) * sizeof(bf16));
+      products = std::make_unique<matrix_products>();
+    }
     verify(exec);
   }
 
@@ -153,6 +204,22 @@ struct problem {
   }
   std::int64_t pairs() const { return T * m.K; }
   std::int64_t N() const { return shape.max_rows; }  // dropless and packed: every pair has a row
+
+  bool has_masks() const { return m.E == 64; }
+  /// The einsum's tensor [T,E,C], here [T,N] as no expert has empty rows, made anew.
+  moe::matrix_view<bf16> mask(moe::gpu const& exec, float const* weights) const {
+    moe::matrix_view<bf16> const all(static_cast<bf16*>(masks.data()), T, N());
+    exec.fill(all.data(), 0, masks.size());
+    exec.launch("one_hot", one_hot_kernel{}, (pairs() + 255) / 256, moe::call_site::here(),
+                static_cast<std::int32_t const*>(on_device.row_of), weights, m.K, all);
+    return all;
+  }
+  void dispatch_one_hot(moe::gpu const& exec, int set, moe::matrix_view<bf16> to) const {
+    (*products)(exec.stream(), true, mask(exec, nullptr), tokens(set), to);
+  }
+  void combine_one_hot(moe::gpu const& exec, int set) const {
+    (*products)(exec.stream(), false, mask(exec, weight().data()), rows(set), out(set));
+  }
 
   moe::matrix_view<bf16> part(int set, std::int64_t first, std::int64_t rows) const {
     return {static_cast<bf16*>(matrices.data()) + set * set_size + first * m.M, rows, m.M};
@@ -206,12 +273,20 @@ struct problem {
     moe::dispatch(exec, tokens(0), on_device, drows(0));
     moe::dispatch(host, in, table, big_view);
     demand(download(drows(0)), big, 0, "dispatch differs from the CPU's");
+    if (has_masks()) {
+      dispatch_one_hot(exec, 0, drows(0));
+      demand(download(drows(0)), big, 0, "the one-hot dispatch differs from the CPU's");
+    }
     moe::dispatch(exec, tokens(0), on_device, weight(), drows(0));
     moe::dispatch(host, in, table, w, big_view);
     demand(download(drows(0)), big, 0.01f, "weighted dispatch differs from the CPU's");
     moe::combine(exec, rows(0), on_device, weight(), out(0));
     moe::combine(host, given, table, w, small_view);
     demand(download(out(0)), small, 0.01f, "combine differs from the CPU's");
+    if (has_masks()) {
+      combine_one_hot(exec, 0);
+      demand(download(out(0)), small, 0.02f, "the one-hot combine differs from the CPU's");
+    }
     moe::combine_backward(exec, tokens(0), rows(0), on_device, weight(), drows(0), dweight());
     moe::combine_backward(host, in, given, table, w, big_view, dots);
     demand(download(drows(0)), big, 0.01f, "combine_backward differs from the CPU's");
@@ -284,6 +359,18 @@ constexpr operation operations[] = {
      }},
 };
 
+/// Of the paper's baseline: with weights in bf16, as they are in its mask.
+constexpr operation one_hot_operations[] = {
+    operations[0],
+    {"dispatch_one_hot", 0, 1, 1, 0,
+     [](problem const& p, moe::gpu const& exec, int set) {
+       p.dispatch_one_hot(exec, set, p.rows(set));
+     }},
+    operations[3],
+    {"combine_one_hot", 1, 0, 0, 1,
+     [](problem const& p, moe::gpu const& exec, int set) { p.combine_one_hot(exec, set); }},
+};
+
 void run(benchmark::State& state, operation const& o, int which, std::int64_t T, bool zipf) {
   try {
     problem const& p = shared_problem(which, T, zipf);
@@ -301,18 +388,21 @@ void run(benchmark::State& state, operation const& o, int which, std::int64_t T,
   }
 }
 
+void add_benchmark(operation const& o, int which, std::int64_t T, bool zipf) {
+  std::string const name = std::string(o.name) + "/" + models[which].name +
+                           (zipf ? "/zipf" : "/uniform") + "/T:" + std::to_string(T);
+  benchmark::RegisterBenchmark(
+      name.c_str(), [&o, which, T, zipf](benchmark::State& s) { run(s, o, which, T, zipf); })
+      ->UseManualTime()
+      ->Unit(benchmark::kMicrosecond);
+}
+
 bool const registered = [] {
   for (int which = 0; which < 3; ++which)
     for (bool const zipf : {false, true})
       for (std::int64_t const T : batch_sizes)
-        for (operation const& o : operations)
-          benchmark::RegisterBenchmark(
-              (std::string(o.name) + "/" + models[which].name + (zipf ? "/zipf" : "/uniform") +
-               "/T:" + std::to_string(T))
-                  .c_str(),
-              [&o, which, T, zipf](benchmark::State& s) { run(s, o, which, T, zipf); })
-              ->UseManualTime()
-              ->Unit(benchmark::kMicrosecond);
+        for (operation const& o : operations) add_benchmark(o, which, T, zipf);
+  for (operation const& o : one_hot_operations) add_benchmark(o, 3, 4096, false);
   return true;
 }();
 
