@@ -58,8 +58,8 @@ MOE_HOST_DEVICE inline Chunk load(S const* from) noexcept {
 }
 
 /// The same for what nobody needs again: the first lines of the caches to make room. Call it
-/// under no condition: what a branch has loaded is moved to where both its sides expect it, and that
-/// waits for the load.
+/// under no condition: nvcc 13 moves what a branch has loaded to where both its sides expect it, and
+/// waits for it there, so that the loads of several rows come one after the other.
 template <class Chunk, class S>
 MOE_HOST_DEVICE inline Chunk load_once(S const* from) noexcept {
 #if MOE_DEVICE_PASS
