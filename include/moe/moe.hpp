@@ -37,6 +37,7 @@
 #include <moe/gate/noise.hpp>
 #include <moe/gate/preset.hpp>
 #include <moe/gate/presets.hpp>
+#include <moe/gate/project_and_route_kernel.hpp>
 #include <moe/gate/route.hpp>
 #include <moe/gate/route_backward_kernel.hpp>
 #include <moe/gate/route_kernel.hpp>
@@ -50,6 +51,7 @@
 #include <moe/layer/residual_layer.hpp>
 #include <moe/layer/router.hpp>
 #include <moe/layer/visit_preset.hpp>
+#include <moe/loss/gate_losses_kernel.hpp>
 #include <moe/loss/importance.hpp>
 #include <moe/loss/importance_kernel.hpp>
 #include <moe/loss/load_balance.hpp>
