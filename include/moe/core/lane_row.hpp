@@ -29,11 +29,14 @@ MOE_HOST_DEVICE constexpr float from_ordered_bits(std::uint32_t bits) noexcept {
   return __builtin_bit_cast(float, bits >= 0x80000000u ? bits & 0x7fffffffu : ~bits);
 }
 
-// An element in 64 bits: the score in the high ones, as an integer of the same order, and ~id in the
-// low ones. The greatest key is that of the best candidate, and of the lowest id among equal ones;
-// the keys of no candidates are below 2^32.
+/// An element in 64 bits: the score in the high ones, as an integer of the same order, and ~id in the
+/// low ones. The greatest key is that of the best candidate, and of the lowest id among equal ones;
+/// the keys of no candidates are below 2^32.
 MOE_HOST_DEVICE inline std::uint64_t element_key(float score, std::uint32_t low) noexcept {
-  return std::uint64_t(is_candidate(score) ? ordered_bits(score) : 0) << 32 | low;
+  // `ordered_bits` without NaN: + 0 makes 0 of -0.
+  auto const bits = __builtin_bit_cast(std::uint32_t, rounded_sum(score, 0.0f));
+  auto const negative = static_cast<std::uint32_t>(static_cast<std::int32_t>(bits) >> 31);
+  return std::uint64_t(is_candidate(score) ? bits ^ (negative | 0x80000000u) : 0) << 32 | low;
 }
 
 /// Batcher's merge exchange: a network, so that the keys of a thread stay in registers. Its steps are
@@ -358,7 +361,7 @@ class lane_row {
       if (j >= k) continue;
       std::uint64_t const best = lanes_->highest(key[0]);
       expert[j] = best >> 32 == 0 ? -1 : static_cast<int>(~static_cast<std::uint32_t>(best));
-      bool const mine = key[0] == best;
+      bool const mine = static_cast<std::uint32_t>(key[0]) == static_cast<std::uint32_t>(best);
       MOE_UNROLL
       for (int i = 0; i < Slots && i < MaxK - 1 - j; ++i)  // what later choices may need
         key[i] = !mine ? key[i] : i + 1 < Slots ? key[i + 1] : 0;

@@ -32,6 +32,23 @@ MOE_HOST_DEVICE constexpr V where(bool condition, V a, V b) noexcept {
       V, (__builtin_bit_cast(Bits, a) & mask) | (__builtin_bit_cast(Bits, b) & ~mask));
 }
 
+/// Divides by one number, that is neither 0 nor near the ends of V's range, again and again. On a GPU, where
+/// a division takes ten times as long as a product, by its reciprocal: within 1.5 units in the last
+/// place.
+template <std::floating_point V>
+class divided_by {
+ public:
+  MOE_HOST_DEVICE explicit constexpr divided_by(V divisor) noexcept
+      : number_(MOE_DEVICE_PASS ? V(1) / divisor : divisor) {}
+
+  MOE_HOST_DEVICE constexpr V operator()(V x) const noexcept {
+    return MOE_DEVICE_PASS ? x * number_ : x / number_;
+  }
+
+ private:
+  V number_;
+};
+
 /// e to the x. float: within 1.1 units in the last place, 0 below -87.3, +inf above 88.7, NaN for
 /// NaN; without branches, so that compilers turn loops over it into vector code. double: std::exp.
 MOE_HOST_DEVICE inline float exp(float x) noexcept {

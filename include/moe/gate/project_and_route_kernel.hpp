@@ -129,16 +129,16 @@ struct project_and_route_kernel {
       int const mine = i + b.thread() / warp_size;
       bool const writes = mine < T;
       int const t = writes ? mine : T - 1;
-      std::uint32_t broken = 0;
+      bool broken = false;
       typename home::template row<B> row(lanes, out.E, [&](int e) {
         float const* const from = partial + std::int64_t(t) * out.E + e;
         float l = from[0];
         for (std::int64_t n = 1; n < split.splits; ++n) l += from[n * T * out.E];
-        broken |= static_cast<std::uint32_t>(is_invalid_logit(l));
+        broken |= detail::is_no_logit(l);
         if (writes && !logits.absent()) logits(t, e) = l;
         return l;
       });
-      bool const valid = lanes.highest(broken) == 0;
+      bool const valid = lanes.highest(std::uint32_t(broken)) == 0;
       detail::route_row<warp_size>(gate, row, lanes.rank(), valid, writes, t, out, scores,
                                    [](int, int) {});
     }

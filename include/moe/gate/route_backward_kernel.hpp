@@ -40,7 +40,7 @@ struct route_backward_kernel {
     using row_type = typename home::template row<B>;
     static_assert(token_gate<Gate, row_type>);
     auto lanes = home::lanes_of(b, s.exchange);
-    int const E = chosen.E;
+    int const E = chosen.E, rank = lanes.rank();
     b.wait_for_previous();
     b.let_next_start();
 
@@ -55,16 +55,16 @@ struct route_backward_kernel {
       bool const live = chosen.tokens.is_live(t);
       std::int32_t const* const expert = chosen.expert + t * chosen.K;
 
-      L* const from = logits.row(t);  // [E]
-      std::uint32_t broken = 0;
+      L* const from = logits.row(t) + rank;  // rank: so that addresses are a constant away
+      bool broken = false;
       row_type row(lanes, E, [&](int e) {
-        auto const l = static_cast<float>(from[e]);
-        broken |= static_cast<std::uint32_t>(is_invalid_logit(l));
+        auto const l = static_cast<float>(from[e - rank]);
+        broken |= detail::is_no_logit(l);
         return l;
       });
-      broken |= static_cast<std::uint32_t>(expert[0] == invalid_token);
-      bool const valid = lanes.highest(broken) == 0;
-      row.transform([=](int, float l) { return valid ? l : no_score<float>; });
+      broken |= expert[0] == invalid_token;
+      bool const valid = lanes.highest(std::uint32_t(broken)) == 0;
+      if (!valid) row.transform([](int, float) { return no_score<float>; });
       choices<Gate::max_k> made, dmade;
       made.k = dmade.k = chosen.K;
       made.each([&](int j) {
@@ -85,9 +85,9 @@ struct route_backward_kernel {
         return of_token == nullptr ? d : d + of_token[e];
       });
       gate.backward(row, made, dmade, grad, id);
-      D* const to = dlogits.row(t);  // [E]
+      D* const to = dlogits.row(t) + rank;
       grad.transform([=](int e, float d) {
-        if (writes) to[e] = static_cast<D>(valid ? d : 0.0f);
+        if (writes) to[e - rank] = static_cast<D>(valid ? d : 0.0f);
         return d;
       });
     }

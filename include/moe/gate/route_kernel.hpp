@@ -47,6 +47,11 @@ struct row_home {
 
 namespace detail {
 
+/// Whether a logit is NaN or +inf: in a kernel one instruction.
+MOE_HOST_DEVICE inline bool is_no_logit(float l) noexcept {
+  return !(l < -no_score<float>);
+}
+
 /// One token's gate, by the lanes of its row, from its logits on.
 ///
 /// No lane branches by what the row tells, so that the compiler sees the lanes together: of a token
@@ -59,13 +64,13 @@ MOE_HOST_DEVICE void route_row(Gate const& gate, Row& row, int rank, bool valid,
                                std::int64_t t, basic_routing<float> const& out,
                                matrix_view<float> scores, Took const& took) {
   constexpr int max_k = Gate::max_k;
-  row.transform([=](int, float l) { return valid ? l : no_score<float>; });
+  if (!valid) row.transform([](int, float) { return no_score<float>; });
   choices<max_k> chosen;
   gate(row, chosen, out.tokens.at(t));
   if (!scores.absent()) {
-    float* const own = scores.row(t);  // [E]
+    float* const own = scores.row(t) + rank;
     row.transform([=](int e, float s) {
-      if (writes) own[e] = s;
+      if (writes) own[e - rank] = s;
       return s;
     });
   }
@@ -154,14 +159,14 @@ struct route_kernel {
       bool const writes = mine < last;
       std::int64_t const t = writes ? mine : last - 1;
       bool const live = out.tokens.is_live(t);
-      L* const from = logits.row(t);  // [E]
-      std::uint32_t broken = 0;
+      L* const from = logits.row(t) + rank;  // rank: so that addresses are a constant away
+      bool broken = false;
       row_type row(lanes, E, [&](int e) {
-        auto const l = static_cast<float>(from[e]);
-        broken |= static_cast<std::uint32_t>(is_invalid_logit(l));
+        auto const l = static_cast<float>(from[e - rank]);
+        broken |= detail::is_no_logit(l);
         return l;
       });
-      bool const valid = lanes.highest(broken) == 0;
+      bool const valid = lanes.highest(std::uint32_t(broken)) == 0;
       if (sums.z != nullptr) {
         float const highest = row.max(0, E);
         float const sum = row.sum(

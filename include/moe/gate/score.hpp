@@ -22,7 +22,8 @@ struct softmax {
     row.transform(
         [=](int, V l) { return where(is_candidate(l), moe::exp(l - highest), no_score<V>); });
     V const total = row.sum([](int, V s) { return where(is_candidate(s), s, V(0)); });
-    row.transform([=](int, V s) { return s / total; });  // -inf stays -inf
+    divided_by<V> const by_total(total);
+    row.transform([=](int, V s) { return by_total(s); });  // -inf stays -inf
   }
 
   /// dl[e] = s[e] (g[e] - sum of s g).
