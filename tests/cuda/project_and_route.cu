@@ -9,11 +9,11 @@
 #include <moe/gate/select.hpp>
 #include <moe/gate/weigh.hpp>
 
-#define MOE_TEST_PROJECT(gate, scalar, E)                                             \
-  template __global__ void moe::run_kernel(                                           \
-      moe::project_and_route_kernel<gate, E, 256>, moe::matrix_view<scalar const>,    \
-      moe::matrix_view<scalar const>, moe::router_split, bool, float*, std::int32_t*, \
-      moe::routing, moe::matrix_view<float>, moe::matrix_view<float>)
+#define MOE_TEST_PROJECT(gate, scalar, E)                                                      \
+  template __global__ void moe::run_kernel(                                                    \
+      moe::project_and_route_kernel<gate, moe::row_home<E, 32, 256, E / 4>>,                   \
+      moe::matrix_view<scalar const>, moe::matrix_view<scalar const>, moe::router_split, bool, \
+      float*, std::int32_t*, moe::routing, moe::matrix_view<float>, moe::matrix_view<float>)
 
 using qwen3 = moe::gate<moe::softmax, moe::top_k<8>, moe::renormalised>;
 using any_k = moe::gate<moe::sigmoid, moe::top_k<16>, moe::scaled<moe::renormalised>>;

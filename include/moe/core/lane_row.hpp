@@ -100,28 +100,18 @@ class sub_warp {
     return block_->shuffle(lanes_, value, first_ + rank);
   }
 
-  /// out[j], j < k: value[expert[j] / width] of the lane of rank expert[j] % width, 0 if that is
-  /// negative. Lane j finds the j-th for all the others.
-  template <int MaxK, int Slots>
-    requires(Width >= MaxK)
-  MOE_HOST_DEVICE void value_of_each(float const (&value)[Slots], int k, int const (&expert)[MaxK],
-                                     float (&out)[MaxK]) const {
-    int mine = -1;
-    MOE_UNROLL
-    for (int j = 0; j < MaxK; ++j) {
-      int const here = expert[j];  // read in all lanes: else it becomes expert[rank()]
-      mine = j < k && j == rank() ? here : mine;
-    }
-    int const slot = mine < 0 ? -1 : mine / Width;
+  /// value[id / width] of the lane of rank id % width; each lane asks for an id of its own.
+  template <int Slots>
+  MOE_HOST_DEVICE float gather(float const (&value)[Slots], int id) const {
+    if constexpr (Width == 1) return detail::value_at(value, id);
+    int const slot = id / Width;
     float found = 0;
     MOE_UNROLL
     for (int s = 0; s < Slots; ++s) {
-      float const here = value_of(value[s], mine & (Width - 1));
+      float const here = value_of(value[s], id & (Width - 1));
       found = s == slot ? here : found;
     }
-    MOE_UNROLL
-    for (int j = 0; j < MaxK; ++j)
-      if (j < k) out[j] = value_of(found, j);
+    return found;
   }
 
   /// The highest value of all lanes.
@@ -262,7 +252,8 @@ class whole_block {
 ///        lanes does that. Policies have no loops of a length that differs by lane, as everything that
 ///        a row tells is the same in all of them.
 /// @cost  Slots per lane and, but for transform, add and copy, log2 width shuffles at most.
-template <class Lanes, int Slots>
+/// @tparam Full  So many registers have an element in every lane, width * Full <= E: without a check.
+template <class Lanes, int Slots, int Full = 0>
 class lane_row {
  public:
   using value_type = float;
@@ -271,22 +262,23 @@ class lane_row {
   /// @param load   load(e) is the score of e; called once by the lane that keeps it.
   template <class Load>
   MOE_HOST_DEVICE lane_row(Lanes& lanes, int size, Load const& load) : lanes_(&lanes), size_(size) {
-    each([&](int e, float& s) { s = e < size_ ? load(e) : no_score<float>; });
+    MOE_UNROLL
+    for (int j = 0; j < Slots; ++j) score_[j] = has(j) ? load(element(j)) : no_score<float>;
   }
 
   MOE_HOST_DEVICE int size() const noexcept { return size_; }
 
   template <class F>
   MOE_HOST_DEVICE void transform(F const& f) {
-    each([&](int e, float& s) {
-      if (e < size_) s = f(e, s);
-    });
+    MOE_UNROLL
+    for (int j = 0; j < Slots; ++j)
+      if (has(j)) score_[j] = f(element(j), score_[j]);
   }
   template <class F>
   MOE_HOST_DEVICE void transform(lane_row const& other, F const& f) {
     MOE_UNROLL
     for (int j = 0; j < Slots; ++j)
-      if (element(j) < size_) score_[j] = f(element(j), score_[j], other.score_[j]);
+      if (has(j)) score_[j] = f(element(j), score_[j], other.score_[j]);
   }
 
   MOE_HOST_DEVICE float max(int first, int last) const {
@@ -301,7 +293,7 @@ class lane_row {
   MOE_HOST_DEVICE float sum(F const& f) const {
     float term[Slots];
     MOE_UNROLL
-    for (int j = 0; j < Slots; ++j) term[j] = element(j) < size_ ? f(element(j), score_[j]) : 0.0f;
+    for (int j = 0; j < Slots; ++j) term[j] = has(j) ? f(element(j), score_[j]) : 0.0f;
     return lanes_->sum(term, size_);
   }
   template <class F>
@@ -309,7 +301,7 @@ class lane_row {
     float term[Slots];
     MOE_UNROLL
     for (int j = 0; j < Slots; ++j)
-      term[j] = element(j) < size_ ? f(element(j), score_[j], other.score_[j]) : 0.0f;
+      term[j] = has(j) ? f(element(j), score_[j], other.score_[j]) : 0.0f;
     return lanes_->sum(term, size_);
   }
 
@@ -368,11 +360,31 @@ class lane_row {
     }
   }
 
+  /// The score of an expert that each lane names for itself, below the capacity of the row.
+  MOE_HOST_DEVICE float gather(int expert) const
+    requires requires(Lanes& lanes, float const (&score)[Slots]) { lanes.gather(score, expert); }
+  {
+    return lanes_->gather(score_, expert);
+  }
+
   /// value[j] = at(expert[j]), j < k; 0 where expert[j] < 0.
   template <int MaxK>
   MOE_HOST_DEVICE void read(int k, int const (&expert)[MaxK], float (&value)[MaxK]) const {
-    if constexpr (requires { lanes_->template value_of_each<MaxK>(score_, k, expert, value); }) {
-      lanes_->template value_of_each<MaxK>(score_, k, expert, value);
+    if constexpr (can_share<MaxK>) {
+      // Lane j finds the j-th for all the others.
+      int mine = 0;
+      MOE_UNROLL
+      for (int j = 0; j < MaxK; ++j) {
+        int const here = expert[j];  // read in all lanes: else it becomes expert[rank()]
+        mine = j < k && j == lanes_->rank() && here > 0 ? here : mine;
+      }
+      float const found = gather(mine);
+      MOE_UNROLL
+      for (int j = 0; j < MaxK; ++j) {
+        if (j >= k) continue;
+        float const score = lanes_->value_of(found, j);
+        value[j] = expert[j] < 0 ? 0.0f : score;
+      }
     } else {
       MOE_UNROLL
       for (int j = 0; j < MaxK; ++j) {
@@ -384,6 +396,18 @@ class lane_row {
   }
 
  private:
+  /// Whether a lane each can find the scores of MaxK experts.
+  template <int MaxK>
+  static constexpr bool can_share = [] {
+    if constexpr (requires(Lanes& lanes, float const(&score)[Slots]) { lanes.gather(score, 0); })
+      return Lanes::width() >= MaxK;
+    else
+      return false;
+  }();
+
+  /// Whether register j keeps an element.
+  MOE_HOST_DEVICE bool has(int j) const { return j < Full || element(j) < size_; }
+
   /// The element that register j keeps.
   MOE_HOST_DEVICE int element(int j) const { return lanes_->rank() + lanes_->width() * j; }
 

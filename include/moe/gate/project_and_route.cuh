@@ -86,19 +86,19 @@ void project_and_route(X const& exec, Gate const& g, matrix_view<A> x, matrix_vi
     auto const bytes = static_cast<std::int64_t>(sizeof(*view.data()));
     return reinterpret_cast<std::uintptr_t>(view.data()) % 16 == 0 && view.ld() * bytes % 16 == 0;
   };
-  auto const launch = [&]<int MaxE> {
-    exec.launch("project_and_route", project_and_route_kernel<Gate, MaxE, threads_of<X>(256)>{g},
+  auto const launch = [&]<class Home> {
+    exec.launch("project_and_route", project_and_route_kernel<Gate, Home>{g},
                 split.tiles * split.splits, site, matrix_view<std::remove_const_t<A> const>(x),
                 matrix_view<std::remove_const_t<W> const>(router), split,
                 M % router_split::elements == 0 && is_aligned(x) && is_aligned(router), partial,
                 ticket, static_cast<basic_routing<float> const&>(out), logits, scores);
   };
   if (E <= 64)
-    launch.template operator()<64>();
+    launch.template operator()<row_home<64, 32, threads_of<X>(256)>>();
   else if (E <= 256)
-    launch.template operator()<256>();
+    launch.template operator()<row_home<256, 32, threads_of<X>(256), 65>>();
   else
-    launch.template operator()<512>();
+    launch.template operator()<row_home<512, 32, threads_of<X>(256), 257>>();
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -83,15 +83,16 @@ struct router_split {
 ///
 /// The block that ends last adds the parts of the logits in their order and runs the gate.
 /// Never run on a GPU yet.
-/// @tparam MaxE  E is at most this, a multiple of 32.
-template <class Gate, int MaxE, int Threads>
+/// @tparam Home  A `row_home` with room for E, of whole warps.
+template <class Gate, class Home>
 struct project_and_route_kernel {
-  using home = row_home<MaxE, warp_size, Threads>;
+  using home = Home;
 
-  static constexpr int threads = Threads;
+  static constexpr int threads = home::threads;
+  static_assert(home::width == warp_size);
   static constexpr int experts = router_split::experts, most_T = router_split::most_tokens;
   static constexpr int parts = router_split::parts;
-  static constexpr int groups = Threads / warp_size / parts;  ///< Of experts.
+  static constexpr int groups = threads / warp_size / parts;  ///< Of experts.
   static constexpr int tile = groups * experts;
 
   struct shared {
@@ -199,7 +200,7 @@ struct project_and_route_kernel {
       s.part[part][group * experts + place / most_T][place % most_T] = sum[i];
     }
     b.sync();
-    for (int i = b.thread(); i < T * tile; i += Threads) {
+    for (int i = b.thread(); i < T * tile; i += threads) {
       int const t = i / tile, e = i % tile;
       float total = s.part[0][e][t];
       for (int p = 1; p < parts; ++p) total += s.part[p][e][t];

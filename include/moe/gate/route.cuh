@@ -26,27 +26,28 @@ namespace moe::inline MOE_ABI {
 
 namespace detail {
 
-/// Calls f.template operator()<MaxE, Width, Threads>() for the kernel that has room for E.
+/// Calls f.template operator()<Home>() for the `row_home` of E experts.
 ///
 /// A thread, a warp or a block to a token. Parts of a warp are left out: tokens that share a warp make
-/// each of its shuffles wait for lanes that may have parted, and a warp with one instruction for the
-/// highest of all lanes takes as long. Steps of two in E waste at most half of the arithmetic, and
-/// there are six kernels of a gate to compile, not nine.
+/// each of its shuffles wait for lanes that may have parted, and a warp has one instruction for the
+/// highest of all lanes. Steps of two in E waste at most half of the arithmetic, and there are six
+/// kernels of a gate to compile, not nine.
 template <kernel_executor X, class F>
 void with_row_home(char const* limit, std::int64_t E, call_site site, F const& f) {
+  constexpr int small = threads_of<X>(64), middle = threads_of<X>(256), large = threads_of<X>(512);
   if (E <= 8)
-    f.template operator()<8, 1, threads_of<X>(64)>();
+    f.template operator()<row_home<8, 1, small>>();
   else if (E <= 64)
-    f.template operator()<64, 32, threads_of<X>(512)>();
+    f.template operator()<row_home<64, 32, large>>();
   else if (E <= 128)
-    f.template operator()<128, 32, threads_of<X>(512)>();
+    f.template operator()<row_home<128, 32, large, 65>>();
   else if (E <= 256)
-    f.template operator()<256, 32, threads_of<X>(512)>();
+    f.template operator()<row_home<256, 32, large, 129>>();
   else if (E <= 512)
-    f.template operator()<512, 32, threads_of<X>(256)>();
+    f.template operator()<row_home<512, 32, middle, 257>>();
   else {
     expects(E <= 4096, limit, site, {{"E", E}});
-    f.template operator()<4096, threads_of<X>(256), threads_of<X>(256)>();
+    f.template operator()<row_home<4096, middle, middle, 513>>();
   }
 }
 
@@ -80,16 +81,15 @@ void route(X const& exec, Gate const& g, matrix_view<L> logits, batch const& tok
               sums.chunks == detail::chunks_of(T, sums.chunk),
           "route: sums has T / chunk chunks, 1 <= chunk < 2^15", site,
           {{"chunk", sums.chunk}, {"chunks", sums.chunks}, {"T", T}});
-  detail::with_row_home<X>(
-      "route: on a GPU, E <= 4096", E, site, [&]<int MaxE, int Width, int Threads> {
-        out.token_begin = nullptr;
-        out.tokens = tokens;
-        out.chunk_counts = {};
-        if (sums.pairs != nullptr) out.chunk_counts = {sums.chunk, sums.chunks, sums.pairs};
-        exec.launch("route", route_kernel<Gate, MaxE, Width, Threads>{g}, sums.chunks, site,
-                    matrix_view<std::remove_const_t<L> const>(logits), sums.chunk,
-                    static_cast<basic_routing<float> const&>(out), scores, sums);
-      });
+  detail::with_row_home<X>("route: on a GPU, E <= 4096", E, site, [&]<class Home> {
+    out.token_begin = nullptr;
+    out.tokens = tokens;
+    out.chunk_counts = {};
+    if (sums.pairs != nullptr) out.chunk_counts = {sums.chunk, sums.chunks, sums.pairs};
+    exec.launch("route", route_kernel<Gate, Home>{g}, sums.chunks, site,
+                matrix_view<std::remove_const_t<L> const>(logits), sums.chunk,
+                static_cast<basic_routing<float> const&>(out), scores, sums);
+  });
 }
 
 /// As above, without the sums.
@@ -118,13 +118,11 @@ void route_backward(X const& exec, Gate const& g, matrix_view<L> logits,
   std::int64_t const T = logits.rows(), E = logits.cols();
   detail::check_route_backward(Gate::max_k, g.k(), logits, chosen, dweight, dscores, dlogits, site);
   std::int64_t const chunk = detail::tokens_per_chunk(T, E);
-  detail::with_row_home<X>(
-      "route_backward: on a GPU, E <= 4096", E, site, [&]<int MaxE, int Width, int Threads> {
-        exec.launch("route_backward", route_backward_kernel<Gate, MaxE, Width, Threads>{g},
-                    detail::chunks_of(T, chunk), site,
-                    matrix_view<std::remove_const_t<L> const>(logits), chunk,
-                    static_cast<basic_routing<float> const&>(chosen), dweight, dscores, dlogits);
-      });
+  detail::with_row_home<X>("route_backward: on a GPU, E <= 4096", E, site, [&]<class Home> {
+    exec.launch("route_backward", route_backward_kernel<Gate, Home>{g}, detail::chunks_of(T, chunk),
+                site, matrix_view<std::remove_const_t<L> const>(logits), chunk,
+                static_cast<basic_routing<float> const&>(chosen), dweight, dscores, dlogits);
+  });
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -19,12 +19,12 @@ namespace moe::inline MOE_ABI {
 
 /// What `route_backward` does, as a kernel body. Block c has tokens [c chunk, c chunk + chunk).
 /// Never run on a GPU yet.
-/// @tparam MaxE, Width  See `row_home`.
-template <class Gate, int MaxE, int Width, int Threads>
+/// @tparam Home  A `row_home` with room for E.
+template <class Gate, class Home>
 struct route_backward_kernel {
-  using home = row_home<MaxE, Width, Threads>;
+  using home = Home;
 
-  static constexpr int threads = Threads;
+  static constexpr int threads = home::threads;
 
   struct shared {
     typename home::shared exchange;
@@ -48,7 +48,7 @@ struct route_backward_kernel {
     std::int64_t const last = first + chunk < chosen.T ? first + chunk : chosen.T;
     for (std::int64_t i = first; i < last; i += home::rows) {
       // Rows beyond the last repeat it and write nothing: all lanes of a warp stay together.
-      std::int64_t const mine = i + b.thread() / Width;
+      std::int64_t const mine = i + b.thread() / home::width;
       bool const writes = mine < last;
       std::int64_t const t = writes ? mine : last - 1;
       token const id = chosen.tokens.at(t);

@@ -21,11 +21,13 @@ namespace moe::inline MOE_ABI {
 
 /// Who keeps one token's row in a kernel: `Width` lanes of a warp, or all Threads of a block.
 /// @tparam MaxE  E is at most this; a multiple of Width. A thread keeps MaxE / Width scores.
-template <int MaxE, int Width, int Threads>
+/// @tparam MinE  E is at least this: what every lane has needs no check.
+template <int MaxE, int Width, int Threads, int MinE = 1>
 struct row_home {
   static_assert(Width <= warp_size || Width == Threads);
   static_assert(MaxE % Width == 0 && Threads % warp_size == 0);
 
+  static constexpr int max_E = MaxE, width = Width, threads = Threads;
   static constexpr bool in_warp = Width <= warp_size;
   static constexpr int rows = Threads / Width;  ///< That a block keeps at once.
 
@@ -34,7 +36,7 @@ struct row_home {
   template <thread_block B>
   using lanes = std::conditional_t<in_warp, sub_warp<B, Width>, whole_block<B, MaxE>>;
   template <thread_block B>
-  using row = lane_row<lanes<B>, MaxE / Width>;
+  using row = lane_row<lanes<B>, MaxE / Width, MinE / Width>;
 
   template <thread_block B>
   MOE_HOST_DEVICE static lanes<B> lanes_of(B& b, [[maybe_unused]] shared& s) {
@@ -50,6 +52,22 @@ namespace detail {
 /// Whether a logit is NaN or +inf: in a kernel one instruction.
 MOE_HOST_DEVICE inline bool is_no_logit(float l) noexcept {
   return !(l < -no_score<float>);
+}
+
+/// The score of the expert that each lane has, choice begin + rank.
+template <class Row, int MaxK>
+MOE_HOST_DEVICE float score_of_own(Row const& row, choices<MaxK> const& chosen, int begin, int rank,
+                                   int expert) {
+  if constexpr (requires { row.gather(expert); }) {
+    return row.gather(expert < 0 ? 0 : expert);
+  } else {
+    float score = 0;
+    chosen.each([&](int j) {
+      float const s = row.at(chosen.expert[j] < 0 ? 0 : chosen.expert[j]);
+      score = j == begin + rank ? s : score;
+    });
+    return score;
+  }
 }
 
 /// One token's gate, by the lanes of its row, from its logits on.
@@ -74,30 +92,27 @@ MOE_HOST_DEVICE void route_row(Gate const& gate, Row& row, int rank, bool valid,
       return s;
     });
   }
-  float score[max_k] = {};
-  if (out.score != nullptr) row.read(out.K, chosen.expert, score);
-
   bool const live = out.tokens.is_live(t);
   int const nowhere = live ? invalid_token : no_candidate;
   MOE_UNROLL
   for (int begin = 0; begin < max_k; begin += Width) {
     // Lane j has choice begin + j.
     int expert = -1;
-    float weight = 0, own_score = 0;
+    float weight = 0, score = 0;
     MOE_UNROLL
     for (int j = begin; j < max_k && j < begin + Width; ++j) {
-      bool const mine = rank == j - begin;
+      bool const mine = rank == j - begin && j < out.K;
       expert = mine ? chosen.expert[j] : expert;
       weight = mine ? chosen.weight[j] : weight;
-      own_score = mine ? score[j] : own_score;
     }
+    if (out.score != nullptr) score = score_of_own(row, chosen, begin, rank, expert);
     expert = valid && live ? expert : nowhere;
     int const j = begin + rank;
     if (!writes || rank >= Width || j >= out.K) continue;
     std::int64_t const i = t * out.K + j;
     out.expert[i] = expert;
     out.weight[i] = expert < 0 ? 0.0f : weight;
-    if (out.score != nullptr) out.score[i] = expert < 0 ? 0.0f : own_score;
+    if (out.score != nullptr) out.score[i] = expert < 0 ? 0.0f : score;
     took(j, expert);
   }
 }
@@ -109,12 +124,13 @@ MOE_HOST_DEVICE void route_row(Gate const& gate, Row& row, int rank, bool valid,
 ///
 /// The same experts, weights and scores as `route` in float, within what `lane_row` says of a GPU.
 /// Never run on a GPU yet.
-/// @tparam MaxE, Width  See `row_home`.
-template <class Gate, int MaxE, int Width, int Threads>
+/// @tparam Home  A `row_home` with room for E.
+template <class Gate, class Home>
 struct route_kernel {
-  using home = row_home<MaxE, Width, Threads>;
+  using home = Home;
 
-  static constexpr int threads = Threads;
+  static constexpr int threads = home::threads;
+  static constexpr int MaxE = home::max_E, Width = home::width;
 
   struct shared {
     typename home::shared exchange;
@@ -143,7 +159,7 @@ struct route_kernel {
     auto lanes = home::lanes_of(b, s.exchange);
     int const E = out.E, rank = lanes.rank();
     bool const counting = sums.pairs != nullptr || sums.first != nullptr;
-    for (int e = b.thread(); e < E; e += Threads) s.count[e] = 0;
+    for (int e = b.thread(); e < E; e += threads) s.count[e] = 0;
     if (b.thread() == 0) s.missing = s.masked = s.invalid = 0;
     b.sync();
     b.wait_for_previous();
@@ -204,7 +220,7 @@ struct route_kernel {
     std::int64_t const c = b.block();
     if (sums.pairs != nullptr) {
       std::int32_t* const own = sums.pairs + c * (E + 4);
-      for (int e = b.thread(); e < E; e += Threads) own[e] = s.count[e] & 0xffff;
+      for (int e = b.thread(); e < E; e += threads) own[e] = s.count[e] & 0xffff;
       if (b.thread() == 0) {
         own[E] = s.missing;
         own[E + 1] = 0;
@@ -213,11 +229,11 @@ struct route_kernel {
       }
     }
     if (sums.first != nullptr)
-      for (int e = b.thread(); e < E; e += Threads) sums.first[c * E + e] = s.count[e] >> 16;
+      for (int e = b.thread(); e < E; e += threads) sums.first[c * E + e] = s.count[e] >> 16;
     if (sums.score != nullptr) {
       float* const own = sums.score + c * E;  // [E]
       if constexpr (home::in_warp) {
-        for (int e = b.thread(); e < E; e += Threads) {
+        for (int e = b.thread(); e < E; e += threads) {
           float sum = s.score[0][e];
           for (int r = 1; r < home::rows; ++r) sum += s.score[r][e];
           own[e] = sum;

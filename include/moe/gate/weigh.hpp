@@ -48,7 +48,8 @@ struct renormalised {
     if (chosen.k < from_k) return;
     auto total = sum(chosen);
     if (total < floor) total = floor;
-    chosen.each([&](int j) { chosen.weight[j] /= total; });
+    divided_by const by_total(total);
+    chosen.each([&](int j) { chosen.weight[j] = by_total(chosen.weight[j]); });
   }
 
   /// ds[j] = g[j] / D - sum of g s / D^2, the second term only where D is the sum and not the floor.
@@ -100,8 +101,9 @@ struct softmax_of_selected {
       chosen.weight[j] = chosen.expert[j] < 0 ? V(0) : V(moe::exp(chosen.weight[j] - highest));
       total += chosen.weight[j];
     });
+    divided_by const by_total(total);  // weights without an expert: 0, of a total of 0, too
     chosen.each([&](int j) {
-      if (chosen.expert[j] >= 0) chosen.weight[j] /= total;
+      if (chosen.expert[j] >= 0) chosen.weight[j] = by_total(chosen.weight[j]);
     });
   }
 
