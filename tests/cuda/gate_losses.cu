@@ -4,6 +4,6 @@
 
 #include <moe/loss/gate_losses_kernel.hpp>
 
-template __global__ void moe::run_kernel(moe::load_balance_kernel<512>, moe::gate_sums,
+template __global__ void moe::run_kernel(moe::gate_balance_kernel<512>, moe::gate_sums,
                                          std::int64_t, int, bool, double, double, double*, float*);
-template __global__ void moe::run_kernel(moe::z_loss_kernel, moe::gate_sums, double*);
+template __global__ void moe::run_kernel(moe::gate_z_kernel, moe::gate_sums, double*);

@@ -47,7 +47,7 @@ void load_balance(X const& exec, gate_sums const& sums, basic_routing<float> con
   expects(dscores.data() == nullptr || dscores.size() == routed.E,
           "load_balance: dscores is [E], or absent", site,
           {{"size", dscores.size()}, {"E", routed.E}});
-  exec.launch("load_balance", load_balance_kernel<threads_of<X>(512)>{}, 1, site, sums, routed.T,
+  exec.launch("load_balance", gate_balance_kernel<threads_of<X>(512)>{}, 1, site, sums, routed.T,
               routed.E, all, detail::load_balance_scale(routed, rule), dloss, loss, dscores.data());
 }
 
@@ -62,7 +62,7 @@ void z_loss(X const& exec, gate_sums const& sums, double* loss,
             call_site site = call_site::here()) {
   expects((sums.chunks == 0 || sums.z != nullptr) && loss != nullptr,
           "z_loss: sums have z, and loss is given", site);
-  exec.launch("z_loss", z_loss_kernel{}, 1, site, sums, loss);
+  exec.launch("z_loss", gate_z_kernel{}, 1, site, sums, loss);
 }
 
 }  // namespace moe::inline MOE_ABI

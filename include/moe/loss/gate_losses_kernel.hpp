@@ -7,28 +7,16 @@
 #include <moe/core/config.hpp>
 #include <moe/core/thread_block.hpp>
 #include <moe/gate/gate_sums.hpp>
+#include <moe/loss/detail/sum_kernels.hpp>
 
 namespace moe::inline MOE_ABI {
-
-namespace detail {
-
-/// The sum over the lanes of a warp, in all of them: as a butterfly.
-template <thread_block B, class T>
-MOE_HOST_DEVICE T sum_lanes(B& b, T value) {
-  MOE_UNROLL
-  for (int bits = warp_size / 2; bits > 0; bits /= 2)
-    value += b.shuffle_xor(all_lanes, value, bits);
-  return value;
-}
-
-}  // namespace detail
 
 /// The load-balancing loss of the sums of a gate and its gradient, in one block.
 ///
 /// Warps share the columns of 32 experts, and where there are more warps, the chunks of a column:
 /// partial sums are in double and added in their order.
 template <int Threads>
-struct load_balance_kernel {
+struct gate_balance_kernel {
   static constexpr int threads = Threads;
   static constexpr int warps = Threads / warp_size;
 
@@ -58,7 +46,7 @@ struct load_balance_kernel {
       std::int32_t const* const pairs = sums.pairs + c * row;
       out += pairs[E + 3] + (sums.scores_masked ? 0 : pairs[E + 2]);
     }
-    out = detail::sum_lanes(b, out);
+    out = detail::sum_of_warp(b, out);
     if (lane == 0) s.left_out[warp] = out;
     b.sync();
     std::int64_t tokens = T;
@@ -98,7 +86,7 @@ struct load_balance_kernel {
       }
       b.sync();
     }
-    total = detail::sum_lanes(b, total);
+    total = detail::sum_of_warp(b, total);
     if (lane == 0) s.loss[warp] = total;
     b.sync();
     if (b.thread() != 0 || loss == nullptr) return;
@@ -109,7 +97,7 @@ struct load_balance_kernel {
 };
 
 /// The z-loss of the sums of a gate, in one block of one warp.
-struct z_loss_kernel {
+struct gate_z_kernel {
   static constexpr int threads = warp_size;
 
   struct shared {};
@@ -125,8 +113,8 @@ struct z_loss_kernel {
       squares += sums.z[2 * c];
       tokens += sums.z[2 * c + 1];
     }
-    squares = detail::sum_lanes(b, squares);
-    tokens = detail::sum_lanes(b, tokens);
+    squares = detail::sum_of_warp(b, squares);
+    tokens = detail::sum_of_warp(b, tokens);
     if (b.thread() == 0) *loss = tokens == 0 ? 0 : squares / tokens;
   }
 };
