@@ -6,6 +6,9 @@
 #include <moe/dispatch/combine.cuh>
 #include <moe/dispatch/dispatch.cuh>
 #include <moe/gate/jitter.cuh>
+#include <moe/gate/project_and_route.cuh>
+#include <moe/gate/route.cuh>
+#include <moe/loss/gate_losses.cuh>
 #include <moe/loss/importance.cuh>
 #include <moe/loss/load_balance.cuh>
 #include <moe/loss/z_loss.cuh>

@@ -28,7 +28,7 @@ struct route_in_sub_warps {
     moe::choices<2> chosen;
     gate(row, chosen, moe::token{});
     row_type grad(lanes, E, [](int) { return 0.0f; });
-    for (int j = 0; j < 2; ++j) grad.add(chosen.expert[j], chosen.weight[j]);
+    chosen.each([&](int j) { grad.add(chosen.expert[j], chosen.weight[j]); });
     gate.score.backward(row, grad, moe::token{});
     grad.transform([=](int e, float d) { return dlogits[t * E + e] = d; });
   }
@@ -49,7 +49,9 @@ struct route_in_blocks {
                                                    [=](int e) { return logits[t * E + e]; });
     moe::choices<2> chosen;
     gate(row, chosen, moe::token{});
-    if (b.thread() < 2) expert[2 * t + b.thread()] = chosen.expert[b.thread() == 0 ? 0 : 1];
+    chosen.each([&](int j) {
+      if (b.thread() == j) expert[2 * t + j] = chosen.expert[j];
+    });
   }
 };
 

@@ -140,6 +140,95 @@ TEST_CASE("core/lane_row: a user's policy runs unchanged") {
   check_every_home(moe::gate<moe::softmax, best_of_halves, moe::as_scored>{});
 }
 
+namespace {
+
+/// pop_best gives what pop_max gives call by call, and read what at gives, in every thread.
+template <class Home>
+void check_bulk(std::vector<int> const& sizes) {
+  float const none = moe::no_score<float>;
+  for (int const E : sizes)
+    for (int kind = 0; kind < 6; ++kind) {
+      if (moe_test::has_thread_sanitizer && (kind > 0 || E < 31 || E > 60)) continue;
+      CAPTURE(E);
+      CAPTURE(kind);
+      auto scores = tied_logits(E, static_cast<unsigned>(kind));
+      for (std::size_t e = 0; e < scores.size(); ++e) {
+        if (kind == 1) scores[e] = 0.5f;                                       // all equal
+        if (kind == 2) scores[e] = e % 3 == 0 ? -0.0f : 0.0f;                  // both zeros
+        if (kind == 3) scores[e] = e % 7 == 4 ? static_cast<float>(e) : none;  // few
+        if (kind == 4) scores[e] = none;
+        if (kind == 5) scores[e] = e % 5 == 1 ? none - none : -static_cast<float>(e % 4);  // NaN
+      }
+      std::vector<int> wrong(Home::threads);
+      moe_test::with_row<Home>(schedule::shuffled, scores, [&](auto& row, int thread) {
+        for (int k = 1; k <= 16; k += 5) {
+          auto one_by_one = row.copy(), at_once = row.copy();
+          int expert[16] = {};
+          float value[16] = {};
+          at_once.pop_best(k, expert);
+          row.read(k, expert, value);
+          for (int j = 0; j < 16; ++j) {
+            int const expected = j < k ? one_by_one.pop_max(0, E).expert : 0;
+            float const score = j < k && expected >= 0 ? row.at(expected) : 0.0f;
+            if (expert[j] != expected || value[j] != score)
+              ++wrong[static_cast<std::size_t>(thread)];
+          }
+        }
+      });
+      CHECK(wrong == std::vector<int>(Home::threads));
+    }
+}
+
+}  // namespace
+
+TEST_CASE("core/lane_row: the best k at once are those of k calls") {
+  check_bulk<in_sub_warps<1, 8, 32>>({1, 5, 8});
+  check_bulk<in_sub_warps<4, 5, 32>>({1, 17, 20});
+  check_bulk<in_sub_warps<16, 3, 32>>({1, 33, 48});
+  check_bulk<in_sub_warps<32, 8, 32>>({1, 31, 33, 160, 256});
+  check_bulk<in_sub_warps<32, 16, 32>>({60, 512});
+  check_bulk<in_whole_block<7, 64>>({1, 60, 448});
+}
+
+TEST_CASE("core/lane_row: each lane gathers a score of its own") {
+  using home = in_sub_warps<8, 4, 32>;
+  std::vector<float> const scores = moe_test::law_scores<float>(29, 3, 0.1);
+  std::vector<int> wrong(home::threads);
+  moe_test::with_row<home>(schedule::shuffled, scores, [&](auto& row, int thread) {
+    for (int i = 0; i < 29; ++i) {
+      int const e = (i * 5 + thread * 3) % 29;
+      if (row.gather(e) != scores[static_cast<std::size_t>(e)])
+        ++wrong[static_cast<std::size_t>(thread)];
+    }
+  });
+  CHECK(wrong == std::vector<int>(home::threads));
+}
+
+TEST_CASE("core/lane_row: registers that are known to be full") {
+  using lanes = moe::sub_warp<moe_test::emulated_block, 8>;
+  struct nothing {};
+  for (int const E : {17, 24, 31, 32}) {
+    std::vector<float> const scores = moe_test::law_scores<float>(E, 3, 0.1);
+    std::vector<int> wrong(32);
+    moe_test::launch_body<32, nothing>(
+        schedule::shuffled, 1, 1, [&](moe_test::emulated_block& b, nothing&) {
+          lanes group(b);
+          auto const load = [&](int e) { return scores[static_cast<std::size_t>(e)]; };
+          moe::lane_row<lanes, 4, 2> row(group, E, load);
+          moe::lane_row<lanes, 4> plain(group, E, load);
+          auto const twice = [&](int e, float s) { return load(e) < 0 ? 2 * s : 3 * s; };
+          row.transform(twice);
+          plain.transform(twice);
+          bool const same = row.max(0, E) == plain.max(0, E) &&
+                            row.sum([](int e, float) { return float(e); }) ==
+                                plain.sum([](int e, float) { return float(e); }) &&
+                            row.pop_max(0, E).expert == plain.pop_max(0, E).expert;
+          wrong[static_cast<std::size_t>(b.thread())] = same ? 0 : 1;
+        });
+    CHECK(wrong == std::vector<int>(32));
+  }
+}
+
 TEST_CASE("core/lane_row: a key of zero keeps its sign, and both zeros are equal") {
   std::vector<float> const scores{-1.0f, -0.0f, 0.0f, -0.0f};
   moe_test::with_row<in_sub_warps<2, 2, 32>>(schedule::in_order, scores, [](auto& row, int) {

@@ -29,6 +29,50 @@ MOE_HOST_DEVICE constexpr float from_ordered_bits(std::uint32_t bits) noexcept {
   return __builtin_bit_cast(float, bits >= 0x80000000u ? bits & 0x7fffffffu : ~bits);
 }
 
+/// An element in 64 bits: the score in the high ones, as an integer of the same order, and ~id in the
+/// low ones. The greatest key is that of the best candidate, and of the lowest id among equal ones;
+/// the keys of no candidates are below 2^32.
+MOE_HOST_DEVICE inline std::uint64_t element_key(float score, std::uint32_t low) noexcept {
+  // `ordered_bits` without NaN: + 0 makes 0 of -0.
+  auto const bits = __builtin_bit_cast(std::uint32_t, rounded_sum(score, 0.0f));
+  auto const negative = static_cast<std::uint32_t>(static_cast<std::int32_t>(bits) >> 31);
+  return std::uint64_t(is_candidate(score) ? bits ^ (negative | 0x80000000u) : 0) << 32 | low;
+}
+
+/// Batcher's merge exchange: a network, so that the keys of a thread stay in registers. Its steps are
+/// templates because nvcc unrolls no loop of loops of that size.
+template <int N, int P = 1, int Q = 1>
+MOE_HOST_DEVICE void sort_falling(std::uint64_t (&key)[N]) noexcept {
+  if constexpr (P < N) {
+    MOE_UNROLL
+    for (int i = Q % P; i + Q < N; ++i) {
+      if ((i - Q % P) / Q % 2 != 0 || i / (2 * P) != (i + Q) / (2 * P)) continue;
+      std::uint64_t const a = key[i], b = key[i + Q];
+      key[i] = a > b ? a : b;
+      key[i + Q] = a > b ? b : a;
+    }
+    sort_falling<N, Q == 1 ? 2 * P : P, Q == 1 ? 2 * P : Q / 2>(key);
+  }
+}
+
+/// value[i], i < N, by halves and without an address that depends on i.
+template <int N>
+MOE_HOST_DEVICE float value_at(float const (&value)[N], int i) noexcept {
+  if constexpr (N == 1) {
+    return value[0];
+  } else {
+    constexpr int half = (N + 1) / 2;
+    bool const above = i >= half;
+    float left[half];
+    MOE_UNROLL
+    for (int j = 0; j < half; ++j) {
+      float const low = value[j], high = value[j + half < N ? j + half : j];
+      left[j] = above ? high : low;
+    }
+    return value_at(left, above ? i - half : i);
+  }
+}
+
 }  // namespace detail
 
 /// `Width` neighbouring lanes of a warp, a power of two, that keep one row together. The other lanes
@@ -52,25 +96,53 @@ class sub_warp {
 
   /// The value that the lane of this rank gives.
   MOE_HOST_DEVICE float value_of(float value, int rank) const {
+    if constexpr (Width == 1) return value;
     return block_->shuffle(lanes_, value, first_ + rank);
+  }
+
+  /// value[id / width] of the lane of rank id % width; each lane asks for an id of its own.
+  template <int Slots>
+  MOE_HOST_DEVICE float gather(float const (&value)[Slots], int id) const {
+    if constexpr (Width == 1) return detail::value_at(value, id);
+    int const slot = id / Width;
+    float found = 0;
+    MOE_UNROLL
+    for (int s = 0; s < Slots; ++s) {
+      float const here = value_of(value[s], id & (Width - 1));
+      found = s == slot ? here : found;
+    }
+    return found;
   }
 
   /// The highest value of all lanes.
   template <class Unsigned>
   MOE_HOST_DEVICE Unsigned highest(Unsigned value) const {
-    MOE_UNROLL
-    for (int bits = Width / 2; bits > 0; bits /= 2) {
-      Unsigned const other = block_->shuffle_xor(lanes_, value, bits);
-      value = other > value ? other : value;
+    if constexpr (Width == warp_size && sizeof(Unsigned) == 4) {
+      return block_->highest(lanes_, value);
+    } else if constexpr (Width == warp_size) {
+      auto const high = static_cast<std::uint32_t>(value >> 32);
+      std::uint32_t const best = highest(high);
+      return Unsigned(best) << 32 | highest(high == best ? static_cast<std::uint32_t>(value) : 0);
+    } else {
+      MOE_UNROLL
+      for (int bits = Width / 2; bits > 0; bits /= 2) {
+        Unsigned const other = block_->shuffle_xor(lanes_, value, bits);
+        value = other > value ? other : value;
+      }
+      return value;
     }
-    return value;
   }
 
   /// The sum of term[j] over all lanes and j, element rank + width j, in the order of `score_row`.
   template <int Slots>
   MOE_HOST_DEVICE float sum(float const (&term)[Slots], int) const {
-    // A lane does the work of `kept` lanes of a whole warp: rank, rank + width, ...
-    constexpr int kept = warp_size / Width;
+    // A lane does the work of `kept` lanes of a whole warp, rank, rank + width, ..., but for those
+    // that have no element.
+    constexpr int kept = [] {
+      int n = warp_size / Width;
+      while (n / 2 >= Slots) n /= 2;
+      return n;
+    }();
     float partial[kept] = {};
     MOE_UNROLL
     for (int j = 0; j < Slots; ++j)
@@ -179,8 +251,9 @@ class whole_block {
 /// @note  Called by all lanes together with the same arguments; a policy that knows nothing of
 ///        lanes does that. Policies have no loops of a length that differs by lane, as everything that
 ///        a row tells is the same in all of them.
-/// @cost  Slots per lane and, but for transform, add and copy, log2 width shuffles.
-template <class Lanes, int Slots>
+/// @cost  Slots per lane and, but for transform, add and copy, log2 width shuffles at most.
+/// @tparam Full  So many registers have an element in every lane, width * Full <= E: without a check.
+template <class Lanes, int Slots, int Full = 0>
 class lane_row {
  public:
   using value_type = float;
@@ -189,22 +262,23 @@ class lane_row {
   /// @param load   load(e) is the score of e; called once by the lane that keeps it.
   template <class Load>
   MOE_HOST_DEVICE lane_row(Lanes& lanes, int size, Load const& load) : lanes_(&lanes), size_(size) {
-    each([&](int e, float& s) { s = e < size_ ? load(e) : no_score<float>; });
+    MOE_UNROLL
+    for (int j = 0; j < Slots; ++j) score_[j] = has(j) ? load(element(j)) : no_score<float>;
   }
 
   MOE_HOST_DEVICE int size() const noexcept { return size_; }
 
   template <class F>
   MOE_HOST_DEVICE void transform(F const& f) {
-    each([&](int e, float& s) {
-      if (e < size_) s = f(e, s);
-    });
+    MOE_UNROLL
+    for (int j = 0; j < Slots; ++j)
+      if (has(j)) score_[j] = f(element(j), score_[j]);
   }
   template <class F>
   MOE_HOST_DEVICE void transform(lane_row const& other, F const& f) {
     MOE_UNROLL
     for (int j = 0; j < Slots; ++j)
-      if (element(j) < size_) score_[j] = f(element(j), score_[j], other.score_[j]);
+      if (has(j)) score_[j] = f(element(j), score_[j], other.score_[j]);
   }
 
   MOE_HOST_DEVICE float max(int first, int last) const {
@@ -219,7 +293,7 @@ class lane_row {
   MOE_HOST_DEVICE float sum(F const& f) const {
     float term[Slots];
     MOE_UNROLL
-    for (int j = 0; j < Slots; ++j) term[j] = element(j) < size_ ? f(element(j), score_[j]) : 0.0f;
+    for (int j = 0; j < Slots; ++j) term[j] = has(j) ? f(element(j), score_[j]) : 0.0f;
     return lanes_->sum(term, size_);
   }
   template <class F>
@@ -227,16 +301,14 @@ class lane_row {
     float term[Slots];
     MOE_UNROLL
     for (int j = 0; j < Slots; ++j)
-      term[j] = element(j) < size_ ? f(element(j), score_[j], other.score_[j]) : 0.0f;
+      term[j] = has(j) ? f(element(j), score_[j], other.score_[j]) : 0.0f;
     return lanes_->sum(term, size_);
   }
 
   MOE_HOST_DEVICE float at(int e) const {
-    float mine = 0;
-    each([&](int here, float s) {
-      if (here == e) mine = s;
-    });
-    return lanes_->value_of(mine, e % lanes_->width());
+    auto const id = static_cast<unsigned>(e), width = static_cast<unsigned>(lanes_->width());
+    float const mine = detail::value_at(score_, static_cast<int>(id / width));
+    return lanes_->value_of(mine, static_cast<int>(id % width));
   }
 
   MOE_HOST_DEVICE void add(int e, float value) {
@@ -248,25 +320,94 @@ class lane_row {
   MOE_HOST_DEVICE lane_row copy() const { return *this; }
 
   MOE_HOST_DEVICE choice<float> pop_max(int first, int last) {
-    // The score in the high bits, as an integer of the same order, and ~id in the low ones: the
-    // greatest key is that of the best candidate, and of the lowest id among equal ones.
-    std::uint64_t best = 0;  // below that of any candidate
+    float best = no_score<float>;
+    int id = 0;
     each([&](int e, float s) {
-      std::uint64_t const key = std::uint64_t(ordered_bits(s)) << 32 | ~static_cast<unsigned>(e);
-      if (e >= first && e < last && is_candidate(s) && key > best) best = key;
+      bool const better = e >= first && e < last && s > best;
+      best = better ? s : best;
+      id = better ? e : id;
     });
-    best = lanes_->highest(best);
-    if (best == 0) return {-1, no_score<float>};
-    int const expert = static_cast<int>(~static_cast<std::uint32_t>(best));
-    float score = detail::from_ordered_bits(static_cast<std::uint32_t>(best >> 32));
-    if (score == 0) score = at(expert);  // the key does not tell the sign
-    each([&](int e, float& s) {
-      if (e == expert) s = no_score<float>;
-    });
-    return {expert, score};
+    // Below the id the sign, which tells -0 from 0.
+    std::uint32_t const sign = __builtin_bit_cast(std::uint32_t, best) >> 31;
+    std::uint64_t const key =
+        lanes_->highest(detail::element_key(best, ~static_cast<unsigned>(id) << 1 | sign));
+    auto const high = static_cast<std::uint32_t>(key >> 32), low = static_cast<std::uint32_t>(key);
+    bool const found = high != 0;
+    int const expert = found ? static_cast<int>(~(low >> 1) & 0x7fffffffu) : -1;
+    float const score = detail::from_ordered_bits(high);
+    each([&](int e, float& s) { s = e == expert ? no_score<float> : s; });
+    return {expert, !found ? no_score<float> : score == 0 && (low & 1u) != 0 ? -0.0f : score};
+  }
+
+  /// expert[j], j < k: what k calls of pop_max(0, size()) would give. What is left of the row is
+  /// not defined.
+  template <int MaxK>
+  MOE_HOST_DEVICE void pop_best(int k, int (&expert)[MaxK]) {
+    std::uint64_t key[Slots];  // falling
+    MOE_UNROLL
+    for (int j = 0; j < Slots; ++j)
+      key[j] = detail::element_key(score_[j], ~static_cast<unsigned>(element(j)));
+    detail::sort_falling(key);
+    MOE_UNROLL
+    for (int j = 0; j < MaxK; ++j) {
+      if (j >= k) continue;
+      std::uint64_t const best = lanes_->highest(key[0]);
+      expert[j] = best >> 32 == 0 ? -1 : static_cast<int>(~static_cast<std::uint32_t>(best));
+      bool const mine = static_cast<std::uint32_t>(key[0]) == static_cast<std::uint32_t>(best);
+      MOE_UNROLL
+      for (int i = 0; i < Slots && i < MaxK - 1 - j; ++i)  // what later choices may need
+        key[i] = !mine ? key[i] : i + 1 < Slots ? key[i + 1] : 0;
+    }
+  }
+
+  /// The score of an expert that each lane names for itself, below the capacity of the row.
+  MOE_HOST_DEVICE float gather(int expert) const
+    requires requires(Lanes& lanes, float const (&score)[Slots]) { lanes.gather(score, expert); }
+  {
+    return lanes_->gather(score_, expert);
+  }
+
+  /// value[j] = at(expert[j]), j < k; 0 where expert[j] < 0.
+  template <int MaxK>
+  MOE_HOST_DEVICE void read(int k, int const (&expert)[MaxK], float (&value)[MaxK]) const {
+    if constexpr (can_share<MaxK>) {
+      // Lane j finds the j-th for all the others.
+      int mine = 0;
+      MOE_UNROLL
+      for (int j = 0; j < MaxK; ++j) {
+        int const here = expert[j];  // read in all lanes: else it becomes expert[rank()]
+        mine = j < k && j == lanes_->rank() && here > 0 ? here : mine;
+      }
+      float const found = gather(mine);
+      MOE_UNROLL
+      for (int j = 0; j < MaxK; ++j) {
+        if (j >= k) continue;
+        float const score = lanes_->value_of(found, j);
+        value[j] = expert[j] < 0 ? 0.0f : score;
+      }
+    } else {
+      MOE_UNROLL
+      for (int j = 0; j < MaxK; ++j) {
+        if (j >= k) continue;
+        float const score = at(expert[j] < 0 ? 0 : expert[j]);
+        value[j] = expert[j] < 0 ? 0.0f : score;
+      }
+    }
   }
 
  private:
+  /// Whether a lane each can find the scores of MaxK experts.
+  template <int MaxK>
+  static constexpr bool can_share = [] {
+    if constexpr (requires(Lanes& lanes, float const(&score)[Slots]) { lanes.gather(score, 0); })
+      return Lanes::width() >= MaxK;
+    else
+      return false;
+  }();
+
+  /// Whether register j keeps an element.
+  MOE_HOST_DEVICE bool has(int j) const { return j < Full || element(j) < size_; }
+
   /// The element that register j keeps.
   MOE_HOST_DEVICE int element(int j) const { return lanes_->rank() + lanes_->width() * j; }
 

@@ -32,6 +32,33 @@ MOE_HOST_DEVICE constexpr V where(bool condition, V a, V b) noexcept {
       V, (__builtin_bit_cast(Bits, a) & mask) | (__builtin_bit_cast(Bits, b) & ~mask));
 }
 
+/// Divides by one number again and again. On a GPU, where a division takes ten times as long as a
+/// product, by its reciprocal: within two units in the last place.
+template <std::floating_point V>
+class divided_by {
+ public:
+  MOE_HOST_DEVICE explicit constexpr divided_by(V divisor) noexcept : number_(divisor) {
+#if MOE_DEVICE_PASS
+    // So that the reciprocal is neither infinite nor denormal; powers of two change no other bit.
+    V const size = divisor < 0 ? -divisor : divisor;
+    scale_ = size < V(0x1p-100) ? V(0x1p100) : size > V(0x1p100) ? V(0x1p-100) : V(1);
+    number_ = 1 / (divisor * scale_);
+#endif
+  }
+
+  MOE_HOST_DEVICE constexpr V operator()(V x) const noexcept {
+#if MOE_DEVICE_PASS
+    return x * scale_ * number_;
+#else
+    return x / number_;
+#endif
+  }
+
+ private:
+  V number_;
+  V scale_ = 1;  // of device code
+};
+
 /// e to the x. float: within 1.1 units in the last place, 0 below -87.3, +inf above 88.7, NaN for
 /// NaN; without branches, so that compilers turn loops over it into vector code. double: std::exp.
 MOE_HOST_DEVICE inline float exp(float x) noexcept {

@@ -149,6 +149,22 @@ class array_row {
   row_room<V>* room_;
 };
 
+/// chosen.weight[j] = the score of chosen.expert[j], 0 where that is negative.
+template <class R, int MaxK>
+MOE_HOST_DEVICE constexpr void read_scores(R const& scores,
+                                           choices<MaxK, typename R::value_type>& chosen) {
+  using V = typename R::value_type;
+  if constexpr (requires { scores.read(chosen.k, chosen.expert, chosen.weight); }) {
+    scores.read(chosen.k, chosen.expert, chosen.weight);
+  } else {
+    // No branch around at(), which lanes call together.
+    chosen.each([&](int j) {
+      V const s = scores.at(chosen.expert[j] < 0 ? 0 : chosen.expert[j]);
+      chosen.weight[j] = chosen.expert[j] < 0 ? V(0) : s;
+    });
+  }
+}
+
 static_assert(score_row<array_row<float>>);
 static_assert(score_row<array_row<double>>);
 

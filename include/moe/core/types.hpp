@@ -64,6 +64,14 @@ struct choices {
   int k = 0;
   int expert[MaxK] = {};
   V weight[MaxK] = {};
+
+  /// Calls f(j) for j < k, in order. In a kernel arrays indexed by that j stay in registers.
+  template <class F>
+  MOE_HOST_DEVICE constexpr void each(F const& f) const {
+    MOE_UNROLL
+    for (int j = 0; j < MaxK; ++j)
+      if (j < k) f(j);
+  }
 };
 
 }  // namespace moe::inline MOE_ABI

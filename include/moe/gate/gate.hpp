@@ -51,8 +51,10 @@ struct gate {
   MOE_HOST_DEVICE constexpr void rescore(R& row, choices<max_k, typename R::value_type>& chosen,
                                          token const& t) const {
     score(row, t);
-    for (int j = 0; j < chosen.k; ++j)
-      if (chosen.expert[j] >= 0 && !is_candidate(row.at(chosen.expert[j]))) chosen.expert[j] = -1;
+    read_scores(row, chosen);
+    chosen.each([&](int j) {
+      if (!is_candidate(chosen.weight[j])) chosen.expert[j] = -1;
+    });
     weigh(row, chosen);
   }
 

@@ -209,8 +209,9 @@ struct random_second {
     gate.select(keys, both, t);
     gate.weigh(scores, both);
     auto dboth = dchosen;
-    for (int j = 0; j < chosen.k; ++j)
+    chosen.each([&](int j) {
       if (chosen.expert[j] < 0) dboth.weight[j] = 0;
+    });
     gate.backward(scores, both, dboth, dscores, t);
   }
 };

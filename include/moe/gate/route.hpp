@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <type_traits>
 
 #include <moe/core/concepts.hpp>
@@ -17,6 +16,8 @@
 #include <moe/core/score_row.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/view.hpp>
+#include <moe/gate/detail/route_checks.hpp>
+#include <moe/gate/score_gradient.hpp>
 #include <moe/routing/routing.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -51,22 +52,6 @@ bool load_logits(L const* logits, int E, V* row) noexcept {
     invalid |= static_cast<int>(is_invalid_logit(l));
   }
   return invalid == 0;
-}
-
-template <class L>
-void expect_logits(char const* shape, matrix_view<L> logits, int k, call_site site) {
-  expects(logits.rows() >= 0 && logits.cols() >= k &&
-              logits.cols() <= std::numeric_limits<std::int32_t>::max() &&
-              logits.ld() >= logits.cols() && (logits.rows() == 0 || !logits.absent()),
-          shape, site, {{"T", logits.rows()}, {"E", logits.cols()}, {"ld", logits.ld()}, {"K", k}});
-}
-
-/// An optional [rows, cols] argument: absent, or of that shape and without overlapping rows.
-template <class V>
-void expect_shape(char const* rule, matrix_view<V> view, std::int64_t rows, std::int64_t cols,
-                  call_site site) {
-  expects(view.absent() || (view.rows() == rows && view.cols() == cols && view.ld() >= cols), rule,
-          site, {{"rows", view.rows()}, {"cols", view.cols()}, {"ld", view.ld()}});
 }
 
 }  // namespace detail
@@ -105,32 +90,13 @@ void route(cpu const& exec, Gate const& g, matrix_view<L> logits, batch const& t
   std::int64_t const T = logits.rows();
   int const E = static_cast<int>(logits.cols());
   int const K = g.k();
-  expects(K >= 1 && K <= Gate::max_k, "route: 1 <= k <= max_k of the gate", site,
-          {{"k", K}, {"max_k", Gate::max_k}});
-  detail::expect_logits("route: logits are [T,E], E >= K, ld >= E", logits, K, site);
-  expects(out.T == T && out.K == K && out.E == E,
-          "route: the routing has the T and E of the logits and the k of the gate", site,
-          {{"routing's T", out.T},
-           {"T", T},
-           {"routing's K", out.K},
-           {"k", K},
-           {"routing's E", out.E},
-           {"E", E}});
-  expects(T == 0 || (out.expert != nullptr && out.weight != nullptr),
-          "route: the routing has arrays for experts and weights", site);
-  detail::expect_shape("route: scores are [T,E], ld >= E", scores, T, E, site);
-  matrix_view const weight(out.weight, T, K);
-  matrix_view const score(out.score, out.score == nullptr ? 0 : T, K);
-  expects(!overlap(matrix_view(out.expert, T, K), logits) && !overlap(weight, logits) &&
-              !overlap(score, logits) && !overlap(scores, logits) && !overlap(scores, weight) &&
-              !overlap(scores, score) && !overlap(score, weight),
-          "route: outputs overlap neither the logits nor each other", site);
-
+  detail::check_route(Gate::max_k, K, logits, out, scores, site);
   std::int64_t const room = detail::route_room<Gate, V>(E);
   V* const rooms = scratch.take<V>(
       exec.threads() * room, "route: scratch has route_scratch<Gate, V>(exec, E) bytes", site);
   out.token_begin = nullptr;
   out.tokens = tokens;
+  out.chunk_counts = {};
 
   exec.split(T, detail::route_grain, [&](std::int64_t first, std::int64_t last, int member) {
     V* const own = rooms + member * room;
@@ -156,15 +122,6 @@ void route(cpu const& exec, Gate const& g, matrix_view<L> logits, batch const& t
     }
   });
 }
-
-/// Gradient of losses with respect to the scores themselves, past the weights. All parts optional.
-template <class V>
-struct score_gradient {
-  vector_view<V const> expert{};  ///< [E]: that of every live token's score of an expert.
-  /// Whether `expert` reaches masked tokens, too (DeepSpeed's loss averages over them).
-  bool reaches_masked = false;
-  matrix_view<V const> token{};  ///< [T,E]: added to it, token by token, masked ones included.
-};
 
 /// The gradient of `route`: d/dweights and d/dscores to d/dlogits.
 ///
@@ -193,29 +150,7 @@ void route_backward(cpu const& exec, Gate const& g, matrix_view<L> logits,
   std::int64_t const T = logits.rows();
   int const E = static_cast<int>(logits.cols());
   int const K = g.k();
-  detail::expect_logits("route_backward: logits are [T,E], E >= K, ld >= E", logits, K, site);
-  expects(chosen.T == T && chosen.K == K && chosen.E == E && chosen.token_begin == nullptr &&
-              K <= Gate::max_k && (T == 0 || chosen.expert != nullptr),
-          "route_backward: the routing is one that route made of these logits", site,
-          {{"routing's T", chosen.T},
-           {"T", T},
-           {"routing's K", chosen.K},
-           {"k", K},
-           {"routing's E", chosen.E},
-           {"E", E}});
-  detail::expect_shape("route_backward: dweight is [T,K], ld >= K", dweight, T, K, site);
-  detail::expect_shape("route_backward: dscores.token is [T,E], ld >= E", dscores.token, T, E,
-                       site);
-  expects(dscores.expert.data() == nullptr || dscores.expert.size() == E,
-          "route_backward: dscores.expert is [E]", site,
-          {{"size", dscores.expert.size()}, {"E", E}});
-  expects(T == 0 || !dlogits.absent(), "route_backward: dlogits is given", site);
-  detail::expect_shape("route_backward: dlogits is [T,E], ld >= E", dlogits, T, E, site);
-  matrix_view const per_expert(dscores.expert.data(), 1, dscores.expert.size());
-  expects(!overlap(dlogits, logits) && !overlap(dlogits, dweight) &&
-              !overlap(dlogits, dscores.token) && !overlap(dlogits, per_expert) &&
-              !overlap(dlogits, matrix_view(chosen.expert, T, K)),
-          "route_backward: dlogits overlaps no input", site);
+  detail::check_route_backward(Gate::max_k, K, logits, chosen, dweight, dscores, dlogits, site);
 
   std::int64_t const room = detail::route_room<Gate, V>(E);
   V* const rooms =

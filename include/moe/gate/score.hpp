@@ -18,11 +18,12 @@ struct softmax {
   MOE_HOST_DEVICE constexpr void operator()(R& row, token const&) const {
     using V = typename R::value_type;
     V const highest = row.max(0, row.size());
-    if (!is_candidate(highest)) return;
+    // Without a candidate, all of this leaves -inf: no branch, which lanes would have to part for.
     row.transform(
         [=](int, V l) { return where(is_candidate(l), moe::exp(l - highest), no_score<V>); });
     V const total = row.sum([](int, V s) { return where(is_candidate(s), s, V(0)); });
-    row.transform([=](int, V s) { return s / total; });  // -inf stays -inf
+    divided_by<V> const by_total(total);
+    row.transform([=](int, V s) { return by_total(s); });  // -inf stays -inf
   }
 
   /// dl[e] = s[e] (g[e] - sum of s g).

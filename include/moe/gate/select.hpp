@@ -29,7 +29,10 @@ class top_k {
   MOE_HOST_DEVICE constexpr void operator()(R& keys, choices<MaxK, typename R::value_type>& chosen,
                                             token const&) const {
     chosen.k = k_;
-    for (int j = 0; j < k_; ++j) chosen.expert[j] = keys.pop_max(0, keys.size()).expert;
+    if constexpr (requires { keys.pop_best(k_, chosen.expert); })
+      keys.pop_best(k_, chosen.expert);
+    else
+      chosen.each([&](int j) { chosen.expert[j] = keys.pop_max(0, keys.size()).expert; });
   }
 
  private:
@@ -87,10 +90,11 @@ class replayed {
   MOE_HOST_DEVICE constexpr void operator()(R& keys, choices<MaxK, typename R::value_type>& chosen,
                                             token const& t) const {
     chosen.k = k_;
-    for (int j = 0; j < k_; ++j) {
+    chosen.each([&](int j) {
       int const e = ids_ == nullptr ? -1 : ids_[t.row * ld_ + j];
-      chosen.expert[j] = e >= 0 && e < keys.size() ? keys.pop_max(e, e + 1).expert : -1;
-    }
+      bool const known = e >= 0 && e < keys.size();
+      chosen.expert[j] = keys.pop_max(known ? e : 0, known ? e + 1 : 0).expert;
+    });
   }
 
  private:

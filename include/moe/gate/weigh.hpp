@@ -19,9 +19,7 @@ struct as_scored {
   template <score_row R, int MaxK>
   MOE_HOST_DEVICE constexpr void operator()(R const& scores,
                                             choices<MaxK, typename R::value_type>& chosen) const {
-    using V = typename R::value_type;
-    for (int j = 0; j < chosen.k; ++j)
-      chosen.weight[j] = chosen.expert[j] < 0 ? V(0) : scores.at(chosen.expert[j]);
+    read_scores(scores, chosen);
   }
 
   template <score_row R, int MaxK>
@@ -29,8 +27,9 @@ struct as_scored {
                                           choices<MaxK, typename R::value_type> const& chosen,
                                           choices<MaxK, typename R::value_type> const& dchosen,
                                           R& dscores) const {
-    for (int j = 0; j < chosen.k; ++j)
+    chosen.each([&](int j) {
       if (chosen.expert[j] >= 0) dscores.add(chosen.expert[j], dchosen.weight[j]);
+    });
   }
 };
 
@@ -45,11 +44,12 @@ struct renormalised {
   template <score_row R, int MaxK>
   MOE_HOST_DEVICE constexpr void operator()(R const& scores,
                                             choices<MaxK, typename R::value_type>& chosen) const {
-    as_scored{}(scores, chosen);
+    read_scores(scores, chosen);
     if (chosen.k < from_k) return;
     auto total = sum(chosen);
     if (total < floor) total = floor;
-    for (int j = 0; j < chosen.k; ++j) chosen.weight[j] /= total;
+    divided_by const by_total(total);
+    chosen.each([&](int j) { chosen.weight[j] = by_total(chosen.weight[j]); });
   }
 
   /// ds[j] = g[j] / D - sum of g s / D^2, the second term only where D is the sum and not the floor.
@@ -61,23 +61,25 @@ struct renormalised {
     using V = typename R::value_type;
     if (chosen.k < from_k) return as_scored{}.backward(scores, chosen, dchosen, dscores);
     auto scored = chosen;
-    as_scored{}(scores, scored);
+    read_scores(scores, scored);
     V const total = sum(scored);
     V const divisor = total < floor ? V(floor) : total;
     V mean = 0;  // sum of g w
     if (total >= floor)
-      for (int j = 0; j < chosen.k; ++j)
+      chosen.each([&](int j) {
         if (chosen.expert[j] >= 0) mean += dchosen.weight[j] * (scored.weight[j] / divisor);
-    for (int j = 0; j < chosen.k; ++j)
+      });
+    chosen.each([&](int j) {
       if (chosen.expert[j] >= 0)
         dscores.add(chosen.expert[j], (dchosen.weight[j] - mean) / divisor);
+    });
   }
 
  private:
   template <int MaxK, class V>
   MOE_HOST_DEVICE static constexpr V sum(choices<MaxK, V> const& chosen) {
     V total = 0;
-    for (int j = 0; j < chosen.k; ++j) total += chosen.weight[j];
+    chosen.each([&](int j) { total += chosen.weight[j]; });
     return total;
   }
 };
@@ -89,18 +91,20 @@ struct softmax_of_selected {
   MOE_HOST_DEVICE constexpr void operator()(R const& scores,
                                             choices<MaxK, typename R::value_type>& chosen) const {
     using V = typename R::value_type;
+    read_scores(scores, chosen);
     V highest = no_score<V>;
-    for (int j = 0; j < chosen.k; ++j)
-      if (chosen.expert[j] >= 0 && scores.at(chosen.expert[j]) > highest)
-        highest = scores.at(chosen.expert[j]);
+    chosen.each([&](int j) {
+      if (chosen.expert[j] >= 0 && chosen.weight[j] > highest) highest = chosen.weight[j];
+    });
     V total = 0;
-    for (int j = 0; j < chosen.k; ++j) {
-      chosen.weight[j] =
-          chosen.expert[j] < 0 ? V(0) : V(moe::exp(scores.at(chosen.expert[j]) - highest));
+    chosen.each([&](int j) {
+      chosen.weight[j] = chosen.expert[j] < 0 ? V(0) : V(moe::exp(chosen.weight[j] - highest));
       total += chosen.weight[j];
-    }
-    for (int j = 0; j < chosen.k; ++j)
-      if (chosen.expert[j] >= 0) chosen.weight[j] /= total;
+    });
+    divided_by const by_total(total);  // weights without an expert: 0, of a total of 0, too
+    chosen.each([&](int j) {
+      if (chosen.expert[j] >= 0) chosen.weight[j] = by_total(chosen.weight[j]);
+    });
   }
 
   /// ds[j] = w[j] (g[j] - sum of w g).
@@ -113,11 +117,13 @@ struct softmax_of_selected {
     auto weighed = chosen;
     (*this)(scores, weighed);
     V mean = 0;
-    for (int j = 0; j < chosen.k; ++j)
+    chosen.each([&](int j) {
       if (chosen.expert[j] >= 0) mean += weighed.weight[j] * dchosen.weight[j];
-    for (int j = 0; j < chosen.k; ++j)
+    });
+    chosen.each([&](int j) {
       if (chosen.expert[j] >= 0)
         dscores.add(chosen.expert[j], weighed.weight[j] * (dchosen.weight[j] - mean));
+    });
   }
 };
 
@@ -132,7 +138,7 @@ struct scaled {
   MOE_HOST_DEVICE constexpr void operator()(R const& scores,
                                             choices<MaxK, typename R::value_type>& chosen) const {
     weigh(scores, chosen);
-    for (int j = 0; j < chosen.k; ++j) chosen.weight[j] *= factor;
+    chosen.each([&](int j) { chosen.weight[j] *= factor; });
   }
 
   template <score_row R, int MaxK>
@@ -144,7 +150,7 @@ struct scaled {
     auto unscaled = chosen;
     weigh(scores, unscaled);
     auto dunscaled = dchosen;
-    for (int j = 0; j < chosen.k; ++j) dunscaled.weight[j] *= factor;
+    chosen.each([&](int j) { dunscaled.weight[j] *= factor; });
     weigh.backward(scores, unscaled, dunscaled, dscores);
   }
 };

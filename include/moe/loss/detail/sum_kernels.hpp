@@ -52,8 +52,8 @@ MOE_HOST_DEVICE double sum_of_block(B& b, double (&shared)[Threads], double valu
 }
 
 /// The sum over the lanes of a warp, in each of them.
-template <thread_block B>
-MOE_HOST_DEVICE double sum_of_warp(B& b, double value) {
+template <thread_block B, class T>
+MOE_HOST_DEVICE T sum_of_warp(B& b, T value) {
   MOE_UNROLL
   for (int bits = warp_size / 2; bits > 0; bits /= 2)
     value += b.shuffle_xor(all_lanes, value, bits);
