@@ -14,6 +14,17 @@
 
 namespace moe::inline MOE_ABI {
 
+/// Where the pairs of each chunk of tokens go: what a gate on a GPU counts on its way, so that
+/// build_table need not read the ids once more for it.
+struct pair_counts {
+  std::int64_t chunk = 0;   ///< Tokens of a chunk; the last one has what is left.
+  std::int64_t chunks = 0;  ///< T / chunk, rounded up.
+  /// [chunks, E + 4], or null = not counted: pairs of each expert, pairs without one (`no_candidate`),
+  /// pairs out of range, masked tokens, invalid tokens. Pairs of the last two kinds of tokens are
+  /// counted nowhere else.
+  std::int32_t* counts = nullptr;
+};
+
 /// The choices of T tokens: what a gate writes, or a user supplies. Arrays are the caller's.
 ///
 /// A *pair* is one (token, choice). Pair i = t * K + j is choice j of token t; with `token_begin`
@@ -32,6 +43,8 @@ struct basic_routing {
       nullptr;  ///< [T,K] or null: the score before weighing; ranks pairs when experts overflow.
   std::int32_t const* token_begin = nullptr;  ///< [T+1], or null = K pairs each.
   batch tokens{};                             ///< Ids, seed, token mask, sources.
+  /// Of the ids as they are: whoever changes some of them resets it to {}.
+  pair_counts chunk_counts{};
 
   MOE_HOST_DEVICE constexpr std::int64_t first_pair(std::int64_t t) const noexcept {
     return token_begin != nullptr ? token_begin[t] : t * K;
