@@ -249,21 +249,13 @@ constexpr bool drops_nothing(capacity_rule const& rule) noexcept {
   return !is_static(rule) && (rule.rule == capacity_rule::kind::dropless || rule.factor == 0);
 }
 
-}  // namespace detail
-
-/// Bytes of scratch that build_table needs for any routing within `shape` and any rules.
-/// About 20 bytes for each pair, and 4 for each segment and multiprocessor.
-/// @pre  shape has T >= 0, K, E, sources >= 1.
-template <kernel_executor X>
-std::size_t build_table_scratch(X const& exec, table_shape const& shape) noexcept {
+/// @param threads  The fewest of a block.
+inline std::size_t gpu_table_scratch(table_shape const& shape, int threads,
+                                     int processors) noexcept {
   std::int64_t const groups = static_cast<std::int64_t>(shape.E) * shape.sources;
   std::int64_t const pairs = shape.T * shape.K;
-  int const threads = threads_of<X>(detail::any_groups_threads);
-  std::int64_t const blocks = detail::table_chunks::most(pairs, threads, exec.processors());
-  std::int64_t const counters =
-      groups <= detail::many_groups
-          ? 0
-          : blocks * static_cast<std::int64_t>(detail::counter_bytes(groups, threads));
+  std::int64_t const blocks = table_chunks::most(pairs, threads, processors);
+  auto const counters = static_cast<std::int64_t>(counter_bytes(groups, threads));
   return memory_size()
       .add<std::uint64_t>(shape.T)
       .add<std::uint64_t>(shape.T)
@@ -273,9 +265,20 @@ std::size_t build_table_scratch(X const& exec, table_shape const& shape) noexcep
       .add<std::uint32_t>(groups)
       .add<std::uint32_t>(groups)
       .add<std::uint32_t>(pairs)
-      .add<std::int32_t>(blocks * (groups + detail::met_columns))
-      .add<std::byte>(counters)
+      .add<std::int32_t>(blocks * (groups + met_columns))
+      .add<std::byte>(groups <= many_groups ? 0 : blocks * counters)
       .bytes();
+}
+
+}  // namespace detail
+
+/// Bytes of scratch that build_table needs for any routing within `shape` and any rules.
+/// About 20 bytes for each pair, and 4 for each segment and multiprocessor.
+/// @pre  shape has T >= 0, K, E, sources >= 1.
+template <kernel_executor X>
+std::size_t build_table_scratch(X const& exec, table_shape const& shape) noexcept {
+  return detail::gpu_table_scratch(shape, threads_of<X>(detail::any_groups_threads),
+                                   exec.processors());
 }
 
 /// As for `cpu`: the same table, index for index. All arrays, those of in, map and table too, are on the

@@ -44,7 +44,7 @@ struct build_table_kernel {
     std::uint32_t met[detail::met_columns][Threads / warp_size];
   };
 
-  [[no_unique_address]] Priority priority{};
+  Priority priority{};
 
   template <thread_block B>
   MOE_HOST_DEVICE void operator()(B& b, shared& s, detail::table_job job) const {
@@ -52,91 +52,71 @@ struct build_table_kernel {
     counter_view const view = s.counters.view(
         job.groups, job.counters + static_cast<std::size_t>(b.block()) * job.counter_bytes);
     group_counters<B, Threads> counters(b, view, job.groups);
-    bool const counts = (job.phases & phase_count) != 0,
-               lays_out = (job.phases & phase_lay_out) != 0,
-               places = (job.phases & phase_place) != 0;
     b.wait_for_previous();
     b.let_next_start();
 
-    chunk_walk<B> walk(b, job, counters);
-    if (counts) {
-      count(b, s, job, view, counters, walk);
-      if (!lays_out) {
-        auto* const own = job.counted + std::int64_t{job.stride} * b.block();
-        for (auto x = static_cast<std::uint32_t>(b.thread()); x < job.stride; x += Threads)
-          own[x] = static_cast<std::int32_t>(view.total[x]);
-        return;
+    bool counting = (job.phases & phase_count) != 0, laid_out = false;
+    bool numbered = false;  // the tile is in registers, its pairs' numbers and counters are there
+    std::uint32_t met[met_columns] = {};
+    chunk_walk walk(job, b.block());
+    pair_tile<items> pairs;
+    std::uint32_t rank[items];
+    // Each step stands here once: a GPU fetches instructions about as slowly as it counts few pairs.
+    for (;;) {
+      if (!numbered) {
+        walk.rounds = counters.rounds(walk.tile_last() - walk.at);
+        walk.x = walk.at + counters.first(walk.rounds);
+        load_pairs<items>(job, walk.x, walk.tile_last(), walk.rounds, pairs);
       }
-    } else if (lays_out || places) {
-      sum_chunks<Threads>(b, view, job.counted, job.counted_chunks,
-                          static_cast<std::uint32_t>(b.block()) * job.counted_of_block, job.stride,
-                          job.groups);
+      if (!counting && !laid_out) {
+        if (!lay_out(b, s, job, view, walk)) return;
+        laid_out = true;
+      }
+      if (!numbered) {
+        bool const first = walk.at == walk.first;
+        counters.clear();
+        counters.rank(pairs.group, walk.rounds, rank);
+        if (counting) add_met(b, s, pairs.group, met);
+        b.sync();
+        counters.scan([&](std::uint32_t g, std::uint32_t tile_before, std::uint32_t n) {
+          if (counting) {
+            view.total[g] = first ? n : view.total[g] + n;
+            view.start[g] = 0;
+          } else if (!first) {
+            view.start[g] += tile_before;
+          }
+        });
+        if (counting) sum_met(b, s, view.total + job.groups);
+        b.sync();
+      }
+      if (counting) {
+        if (walk.next()) continue;
+        if ((job.phases & phase_lay_out) == 0) return write_chunk(b, job, view);
+        counting = false;
+        numbered = walk.at == walk.first;
+        walk.at = walk.first;
+        continue;
+      }
+      place_tile(job, view, counters, walk, pairs, rank);
+      numbered = false;
+      if (!walk.next()) return;
     }
-
-    bool refused = false;
-    layout_sums sums;
-    if (lays_out) {
-      refused = job.token_begin != nullptr && view.total[job.groups + met_unsound] != 0;
-      if constexpr (mapped) {
-        bool const sound =
-            job.map.physical_begin == nullptr || is_sound_map<Threads>(b, s.scan, job);
-        refused = refused || !sound;
-        if (b.thread() == 0) *job.refused = refused ? 1 : 0;
-      }
-      sums.capacity = capacity_of_block<mapped, Threads>(b, s.scan, job, view.total, refused);
-      if (b.block() == 0) write_wanted<Threads>(b, job, view.total, refused, sums);
-      if constexpr (mapped) {
-        if (job.map.physical_begin == nullptr) {  // is_sound_map has done so
-          for (auto q = static_cast<std::uint32_t>(b.thread()); q < job.segments; q += Threads)
-            job.used[q] = 0;
-          b.sync();
-        }
-        deal_out_groups<Threads>(b, s.scan, job, view.total, refused, sums);
-      }
-      lay_out_segments<mapped, Threads>(b, s.scan, job, view, refused, sums);
-    } else {
-      refused = *job.refused != 0;
-      sums.rows = static_cast<std::uint32_t>(job.begin[job.segments]);
-    }
-    if (places) place(b, job, view, counters, walk, refused, sums.rows, counts);
-    if (lays_out && b.block() == 0) write_counts(b, s, job, view, refused, sums);
   }
 
  private:
   /// The tiles of a block's chunk, one after the other.
-  template <class B>
   struct chunk_walk {
-    B& b;
-    detail::table_job const& job;
-    detail::group_counters<B, Threads> const& counters;
+    std::uint32_t first, last, at;  ///< Positions; `at` is the first of the tile.
+    int rounds = 0;                 ///< Of each warp in the tile.
+    std::uint32_t x = 0;            ///< This lane's first position.
 
-    MOE_HOST_DEVICE chunk_walk(B& block, detail::table_job const& of,
-                               detail::group_counters<B, Threads> const& by)
-        : b(block), job(of), counters(by) {
-      begin();
-      load();
+    MOE_HOST_DEVICE chunk_walk(detail::table_job const& job, int block) {
+      std::uint64_t const begin = std::uint64_t{job.chunk} * static_cast<std::uint32_t>(block);
+      first = begin < job.positions ? static_cast<std::uint32_t>(begin) : job.positions;
+      last = job.chunk < job.positions - first ? first + job.chunk : job.positions;
+      at = first;
     }
-
-    std::uint32_t at = 0, last = 0, tile_last = 0;
-    int rounds = 0;
-    detail::pair_tile<items> pairs;
-    std::uint32_t rank[items];
-
-    MOE_HOST_DEVICE std::uint32_t chunk_first() const {
-      auto const x = std::uint64_t{job.chunk} * static_cast<std::uint32_t>(b.block());
-      return x < job.positions ? static_cast<std::uint32_t>(x) : job.positions;
-    }
-    /// Goes to the first tile.
-    MOE_HOST_DEVICE void begin() {
-      at = chunk_first();
-      last = job.chunk < job.positions - at ? at + job.chunk : job.positions;
-    }
-    MOE_HOST_DEVICE bool one_tile() const { return last - chunk_first() <= tile; }
-    MOE_HOST_DEVICE void load() {
-      std::uint32_t const n = last - at < tile ? last - at : tile;
-      rounds = counters.rounds(n);
-      detail::load_pairs<items>(job, at + counters.first(rounds), at + n, rounds, pairs);
-    }
+    MOE_HOST_DEVICE std::uint32_t tile_last() const { return last - at < tile ? last : at + tile; }
     /// Whether there is another tile; if so, goes there.
     MOE_HOST_DEVICE bool next() {
       if (last - at <= tile) return false;
@@ -145,43 +125,10 @@ struct build_table_kernel {
     }
   };
 
-  /// total = the pairs of the block's chunk by group, and by met_column; start = 0. Ends with sync().
+  /// Adds what the warp's pairs without a group are counted as, and shows it to the block. Often there
+  /// are none.
   template <class B>
-  MOE_HOST_DEVICE static void count(B& b, shared& s, detail::table_job const& job,
-                                    detail::counter_view const& view,
-                                    detail::group_counters<B, Threads>& counters,
-                                    chunk_walk<B>& walk) {
-    using namespace detail;
-    std::uint32_t met[met_columns] = {};
-    for (bool first = true;; first = false) {
-      counters.clear();
-      counters.rank(walk.pairs.group, walk.rounds, walk.rank);
-      add_met(b, walk.pairs.group, met);
-      if (counters.lane() == 0) {
-        MOE_UNROLL
-        for (int v = 0; v < met_columns; ++v) s.met[v][counters.warp()] = met[v];
-      }
-      b.sync();
-      counters.scan([&](std::uint32_t g, std::uint32_t, std::uint32_t n) {
-        view.total[g] = first ? n : view.total[g] + n;
-        if (first) view.start[g] = 0;
-      });
-      // The last threads have the least to do in scan.
-      int const v = Threads - 1 - b.thread();
-      if (v < met_columns) {
-        std::uint32_t sum = 0;
-        for (int w = 0; w < Threads / warp_size; ++w) sum += s.met[v][w];
-        view.total[job.groups + static_cast<std::uint32_t>(v)] = sum;
-      }
-      b.sync();
-      if (!walk.next()) return;
-      walk.load();
-    }
-  }
-
-  /// Adds what the warp's pairs without a group are counted as. Often there are none.
-  template <class B>
-  MOE_HOST_DEVICE static void add_met(B& b, std::int32_t const (&group)[items],
+  MOE_HOST_DEVICE static void add_met(B& b, shared& s, std::int32_t const (&group)[items],
                                       std::uint32_t (&met)[detail::met_columns]) {
     using namespace detail;
     MOE_UNROLL
@@ -197,68 +144,87 @@ struct build_table_kernel {
       met[met_invalid] += lanes_with(fate == dead_invalid);
       met[met_unsound] += lanes_with(fate == no_pair_unsound);
     }
+    if (b.thread() % warp_size != 0) return;
+    MOE_UNROLL
+    for (int v = 0; v < met_columns; ++v) s.met[v][b.thread() / warp_size] = met[v];
   }
 
-  /// row_of and pair_of of the block's chunk, and padding after the last row. `counted`: the counting
-  /// of a single tile is there still.
+  /// The last threads, which have the least to do in scan.
   template <class B>
-  MOE_HOST_DEVICE void place(B& b, detail::table_job const& job, detail::counter_view const& view,
-                             detail::group_counters<B, Threads>& counters, chunk_walk<B>& walk,
-                             bool refused, std::uint32_t rows, bool counted) const {
+  MOE_HOST_DEVICE static void sum_met(B& b, shared& s, std::uint32_t* columns) {
+    int const v = Threads - 1 - b.thread();
+    if (v >= detail::met_columns) return;
+    std::uint32_t sum = 0;
+    for (int w = 0; w < Threads / warp_size; ++w) sum += s.met[v][w];
+    columns[v] = sum;
+  }
+
+  template <class B>
+  MOE_HOST_DEVICE static void write_chunk(B& b, detail::table_job const& job,
+                                          detail::counter_view const& view) {
+    std::int32_t* const own = job.counted + std::int64_t{job.stride} * b.block();
+    for (auto x = static_cast<std::uint32_t>(b.thread()); x < job.stride; x += Threads)
+      own[x] = static_cast<std::int32_t>(view.total[x]);
+  }
+
+  /// What stands between counting and placing: sums of chunks, segments, counts of the table, padding
+  /// after the last row. Gives whether there are pairs to be placed.
+  template <class B>
+  MOE_HOST_DEVICE static bool lay_out(B& b, shared& s, detail::table_job const& job,
+                                      detail::counter_view const& view, chunk_walk const& walk) {
     using namespace detail;
-    std::uint32_t const stride = static_cast<std::uint32_t>(b.blocks()) * Threads;
-    std::uint32_t r = rows + static_cast<std::uint32_t>(b.block() * Threads + b.thread());
-    for (; r < job.max_rows; r += stride) job.pair_of[r] = -1;
-    if (refused) {
-      std::uint32_t const end = job.pairs() < walk.last ? job.pairs() : walk.last;
-      for (std::uint32_t i = walk.chunk_first() + static_cast<std::uint32_t>(b.thread()); i < end;
-           i += Threads)
-        job.row_of[i] = dropped_row;
-      return;
+    if ((job.phases & phase_count) == 0)
+      sum_chunks<Threads>(b, view, job.counted, job.counted_chunks,
+                          static_cast<std::uint32_t>(b.block()) * job.counted_of_block, job.stride,
+                          job.groups);
+    bool refused = false;
+    layout_sums sums;
+    if ((job.phases & phase_lay_out) != 0) {
+      refused = job.token_begin != nullptr && view.total[job.groups + met_unsound] != 0;
+      if constexpr (mapped) {
+        bool const sound = prepare_segments<Threads>(b, s.scan, job);
+        refused = refused || !sound;
+        if (b.thread() == 0) *job.refused = refused ? 1 : 0;
+      }
+      sums.capacity = capacity_of_block<mapped, Threads>(b, s.scan, job, view.total, refused);
+      if (b.block() == 0) write_wanted<Threads>(b, job, view.total, refused, sums);
+      if constexpr (mapped) deal_out_groups<Threads>(b, s.scan, job, view.total, refused, sums);
+      lay_out_segments<mapped, Threads>(b, s.scan, job, view, refused, sums);
+      if (b.block() == 0) write_counts(b, s, job, view.total + job.groups, refused, sums);
+      if (mapped && (job.phases & phase_place) == 0) return false;
+    } else {
+      refused = *job.refused != 0;
+      sums.rows = static_cast<std::uint32_t>(job.begin[job.segments]);
     }
-    if (counted && walk.one_tile()) {
-      place_tile(job, view, counters, walk);
-      return;
-    }
-    if (counted) {
-      walk.begin();
-      walk.load();
-    }
-    for (bool first = true;; first = false) {
-      counters.clear();
-      counters.rank(walk.pairs.group, walk.rounds, walk.rank);
-      b.sync();
-      counters.scan([&](std::uint32_t g, std::uint32_t tile_before, std::uint32_t) {
-        if (!first) view.start[g] += tile_before;
-      });
-      b.sync();
-      place_tile(job, view, counters, walk);
-      if (!walk.next()) return;
-      walk.load();
-    }
+    auto const thread = static_cast<std::uint32_t>(b.thread());
+    auto const blocks = static_cast<std::uint32_t>(b.blocks());
+    std::uint32_t r = sums.rows + static_cast<std::uint32_t>(b.block()) * Threads + thread;
+    for (; r < job.max_rows; r += blocks * Threads) job.pair_of[r] = -1;
+    if (!refused) return true;
+    std::uint32_t const end = job.pairs() < walk.last ? job.pairs() : walk.last;
+    for (std::uint32_t i = walk.first + thread; i < end; i += Threads) job.row_of[i] = dropped_row;
+    return false;
   }
 
   template <class B>
   MOE_HOST_DEVICE void place_tile(detail::table_job const& job, detail::counter_view const& view,
                                   detail::group_counters<B, Threads> const& counters,
-                                  chunk_walk<B> const& walk) const {
+                                  chunk_walk const& walk, detail::pair_tile<items> const& pairs,
+                                  std::uint32_t const (&rank)[items]) const {
     using namespace detail;
     MOE_UNROLL
     for (int k = 0; k < items; ++k) {
-      if (k >= walk.rounds || walk.pairs.group[k] <= no_pair) continue;
-      std::uint32_t const i = walk.pairs.pair[k];
+      if (k >= walk.rounds || pairs.group[k] <= no_pair) continue;
+      std::uint32_t const i = pairs.pair[k];
       std::int32_t row = dropped_row;
-      if (walk.pairs.group[k] >= 0) {
-        auto const g = static_cast<std::uint32_t>(walk.pairs.group[k]);
-        std::uint32_t const rank = view.start[g] + counters.before(g) + walk.rank[k];
-        if constexpr (mapped) {
-          auto const x =
-              walk.at + counters.first(walk.rounds) + static_cast<std::uint32_t>(k * warp_size);
-          row = row_of_rank(job, g, rank, i, x);
-        } else {
-          row = rank < view.total[g] ? static_cast<std::int32_t>(rank)
-                                     : job.without_row(static_cast<int>(job.expert_of(g)));
-        }
+      if (pairs.group[k] >= 0) {
+        auto const g = static_cast<std::uint32_t>(pairs.group[k]);
+        std::uint32_t const number = view.start[g] + counters.before(g) + rank[k];
+        if constexpr (mapped)
+          row = row_of_rank(job, g, number, i, walk.x + static_cast<std::uint32_t>(k * warp_size));
+        else
+          row = number < view.total[g] ? static_cast<std::int32_t>(number)
+                                       : job.without_row(static_cast<int>(job.expert_of(g)));
         if (row >= 0 && !waits_for_slot(job, g)) job.pair_of[row] = static_cast<std::int32_t>(i);
       }
       job.row_of[i] = row;
@@ -282,9 +248,10 @@ struct build_table_kernel {
     return static_cast<std::int32_t>(rank);
   }
 
+  /// @param met  [met_columns] of all pairs.
   template <class B>
   MOE_HOST_DEVICE static void write_counts(B& b, shared& s, detail::table_job const& job,
-                                           detail::counter_view const& view, bool refused,
+                                           std::uint32_t const* met, bool refused,
                                            detail::layout_sums const& sums) {
     using namespace detail;
     int const lane = b.thread() % warp_size, warp = b.thread() / warp_size;
@@ -308,7 +275,6 @@ struct build_table_kernel {
     if (refused) {
       counts.refused = job.pairs();
     } else {
-      std::uint32_t const* const met = view.total + job.groups;
       counts.rows = sums.rows;
       counts.capacity = sums.capacity;
       counts.kept = sum[0];

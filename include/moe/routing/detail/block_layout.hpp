@@ -36,15 +36,19 @@ MOE_HOST_DEVICE inline std::uint32_t segment_of(table_job const& job, std::uint3
   return p * job.sources + s;
 }
 
-/// Whether the map gives each visible computed expert a replica, and none to two. Leaves zeros in
-/// job.used; ends with sync(). `used` counts the names of a physical expert by integer atomics: which
-/// comes first makes no difference.
+/// job.used = 0. Gives whether the map has a replica for each visible computed expert, and none for two.
+/// Ends with sync(). `used` counts the names of a physical expert by integer atomics: which comes
+/// first makes no difference.
 template <int Threads, thread_block B>
-MOE_HOST_DEVICE inline bool is_sound_map(B& b, scan_room& room, table_job const& job) {
-  std::uint32_t const P = job.segments / job.sources;
+MOE_HOST_DEVICE inline bool prepare_segments(B& b, scan_room& room, table_job const& job) {
   auto const thread = static_cast<std::uint32_t>(b.thread());
-  for (std::uint32_t p = thread; p < job.segments; p += Threads) job.used[p] = 0;
-  b.sync();
+  auto const clear = [&] {
+    for (std::uint32_t q = thread; q < job.segments; q += Threads) job.used[q] = 0;
+    b.sync();
+  };
+  clear();
+  if (job.map.physical_begin == nullptr) return true;
+  std::uint32_t const P = job.segments / job.sources;
   bool sound = job.map.physical_begin[0] == 0;
   for (std::uint32_t e = thread; e < job.E; e += Threads) {
     int const id = static_cast<int>(e);
@@ -60,8 +64,7 @@ MOE_HOST_DEVICE inline bool is_sound_map(B& b, scan_room& room, table_job const&
     }
   }
   std::uint32_t const broken = highest_of_block<Threads>(b, room, sound ? 0u : 1u);
-  for (std::uint32_t p = thread; p < P; p += Threads) job.used[p] = 0;
-  b.sync();
+  clear();
   return broken == 0;
 }
 

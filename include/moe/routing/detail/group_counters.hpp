@@ -103,7 +103,7 @@ class group_counters {
   /// Sets the warp's own counters to zero: no other warp may be reading them.
   MOE_HOST_DEVICE void clear() {
     b_->sync_warp(all_lanes);
-    two_counts* const own = view_.counter + static_cast<std::uint32_t>(warp_) * view_.words;
+    two_counts* const own = view_.counter + row_of(warp_);
     for (std::uint32_t w = static_cast<std::uint32_t>(lane_); w < view_.words; w += warp_size)
       own[w] = {};
     b_->sync_warp(all_lanes);
@@ -112,7 +112,7 @@ class group_counters {
   /// rank[k] = pairs of the same group that the warp met before this one, since clear.
   MOE_HOST_DEVICE void rank(std::int32_t const (&group)[items], int rounds,
                             std::uint32_t (&rank)[items]) {
-    two_counts* const own = view_.counter + static_cast<std::uint32_t>(warp_) * view_.words;
+    two_counts* const own = view_.counter + row_of(warp_);
     MOE_UNROLL
     for (int k = 0; k < items; ++k)
       if (k < rounds) {
@@ -137,30 +137,37 @@ class group_counters {
   MOE_HOST_DEVICE void scan(Each const& each) {
     for (auto w = static_cast<std::uint32_t>(b_->thread()); w < view_.words; w += Threads) {
       two_counts* const column = view_.counter + w;
-      two_counts sum{};
-      two_counts n[warps];
-      MOE_UNROLL
-      for (int i = 0; i < warps; ++i) n[i] = column[static_cast<std::uint32_t>(i) * view_.words];
-      MOE_UNROLL
-      for (int i = 0; i < warps; ++i) {
-        column[static_cast<std::uint32_t>(i) * view_.words] = sum;
-        sum.of[0] = static_cast<std::uint16_t>(sum.of[0] + n[i].of[0]);
-        sum.of[1] = static_cast<std::uint16_t>(sum.of[1] + n[i].of[1]);
+      std::uint32_t sum = 0;  // of both, side by side
+      constexpr int together = warps < 8 ? warps : 8;
+      for (int i0 = 0; i0 < warps; i0 += together) {
+        std::uint32_t n[together];
+        MOE_UNROLL
+        for (int i = 0; i < together; ++i)
+          n[i] = __builtin_bit_cast(std::uint32_t, column[row_of(i0 + i)]);
+        MOE_UNROLL
+        for (int i = 0; i < together; ++i) {
+          column[row_of(i0 + i)] = __builtin_bit_cast(two_counts, sum);
+          sum += n[i];
+        }
       }
-      two_counts& all = column[static_cast<std::uint32_t>(warps) * view_.words];
-      two_counts const last = all;
-      all = sum;
-      each(2 * w, last.of[0], sum.of[0]);
-      if (2 * w + 1 < groups_) each(2 * w + 1, last.of[1], sum.of[1]);
+      auto const all = __builtin_bit_cast(two_counts, sum);
+      two_counts const last = column[row_of(warps)];
+      column[row_of(warps)] = all;
+      each(2 * w, last.of[0], all.of[0]);
+      if (2 * w + 1 < groups_) each(2 * w + 1, last.of[1], all.of[1]);
     }
   }
 
   /// What the warps before this one counted in the tile.
   MOE_HOST_DEVICE std::uint32_t before(std::uint32_t g) const {
-    return view_.counter[static_cast<std::uint32_t>(warp_) * view_.words + g / 2].of[g % 2];
+    return view_.counter[row_of(warp_) + g / 2].of[g % 2];
   }
 
  private:
+  MOE_HOST_DEVICE std::uint32_t row_of(int warp) const {
+    return static_cast<std::uint32_t>(warp) * view_.words;
+  }
+
   B* b_;
   counter_view view_;
   std::uint32_t groups_;
