@@ -13,12 +13,12 @@ template __global__ void moe::run_kernel(moe::build_table_kernel<512, 1024, moe:
                                          table_job);
 template __global__ void moe::run_kernel(moe::build_table_kernel<1024, 512, moe::in_place>,
                                          table_job);
-template __global__ void moe::run_kernel(moe::build_table_kernel<0, 256, moe::in_place>, table_job);
+template __global__ void moe::run_kernel(moe::build_table_kernel<0, 512, moe::in_place>, table_job);
 template __global__ void moe::run_kernel(moe::build_table_kernel<512, 1024, rule_priority<float>>,
                                          table_job);
 template __global__ void moe::run_kernel(moe::build_table_kernel<1024, 512, rule_priority<float>>,
                                          table_job);
-template __global__ void moe::run_kernel(moe::build_table_kernel<0, 256, rule_priority<float>>,
+template __global__ void moe::run_kernel(moe::build_table_kernel<0, 512, rule_priority<float>>,
                                          table_job);
 template __global__ void moe::run_kernel(moe::select_slots_kernel<256>, table_job);
 template __global__ void moe::run_kernel(moe::settle_pairs_kernel<256>, table_job);

@@ -85,7 +85,7 @@ struct user_priority {
 /// Groups whose counters shared memory has room for, with as many threads; more lie in scratch.
 inline constexpr int few_groups = 512, few_groups_threads = 1024;
 inline constexpr int many_groups = 1024, many_groups_threads = 512;
-inline constexpr int any_groups_threads = 256;
+inline constexpr int any_groups_threads = 512;
 inline constexpr int settle_threads = 256;
 
 template <kernel_executor X>
@@ -237,10 +237,11 @@ struct gpu_table_build {
     build(priority, given);
     if (!overflows || job.positions == 0) return;
     constexpr int threads = threads_of<X>(settle_threads);
-    exec.launch("build_table", select_slots_kernel<threads>{}, job.groups, site, job);
+    std::int64_t const most = 8 * std::int64_t{exec.processors()};
     std::int64_t const blocks = (std::int64_t{job.positions} + threads - 1) / threads;
-    exec.launch("build_table", settle_pairs_kernel<threads>{},
-                std::min<std::int64_t>(blocks, 8 * std::int64_t{exec.processors()}), site, job);
+    exec.launch("build_table", select_slots_kernel<threads>{},
+                std::min<std::int64_t>(job.groups, most), site, job);
+    exec.launch("build_table", settle_pairs_kernel<threads>{}, std::min(blocks, most), site, job);
   }
 };
 

@@ -52,12 +52,12 @@ struct build_table_kernel {
     counter_view const view = s.counters.view(
         job.groups, job.counters + static_cast<std::size_t>(b.block()) * job.counter_bytes);
     group_counters<B, Threads> counters(b, view, job.groups);
+    if (counters.lane() < met_columns) s.met[counters.lane()][counters.warp()] = 0;
     b.wait_for_previous();
     b.let_next_start();
 
     bool counting = (job.phases & phase_count) != 0, laid_out = false;
     bool numbered = false;  // the tile is in registers, its pairs' numbers and counters are there
-    std::uint32_t met[met_columns] = {};
     chunk_walk walk(job, b.block());
     pair_tile<items> pairs;
     std::uint32_t rank[items];
@@ -76,7 +76,7 @@ struct build_table_kernel {
         bool const first = walk.at == walk.first;
         counters.clear();
         counters.rank(pairs.group, walk.rounds, rank);
-        if (counting) add_met(b, s, pairs.group, met);
+        if (counting) add_met(b, s, pairs.group);
         b.sync();
         counters.scan([&](std::uint32_t g, std::uint32_t tile_before, std::uint32_t n) {
           if (counting) {
@@ -125,28 +125,25 @@ struct build_table_kernel {
     }
   };
 
-  /// Adds what the warp's pairs without a group are counted as, and shows it to the block. Often there
-  /// are none.
+  /// Adds to s.met what the warp's pairs without a group are counted as. Often there are none.
   template <class B>
-  MOE_HOST_DEVICE static void add_met(B& b, shared& s, std::int32_t const (&group)[items],
-                                      std::uint32_t (&met)[detail::met_columns]) {
+  MOE_HOST_DEVICE static void add_met(B& b, shared& s, std::int32_t const (&group)[items]) {
     using namespace detail;
     MOE_UNROLL
     for (int k = 0; k < items; ++k) {
       std::int32_t const fate = group[k];
       if (b.ballot(all_lanes, fate < dead && fate != no_pair) == 0) continue;
-      auto const lanes_with = [&](bool holds) {
-        return static_cast<std::uint32_t>(count_lanes(b.ballot(all_lanes, holds)));
+      auto const add = [&](met_column v, bool holds) {
+        int const n = count_lanes(b.ballot(all_lanes, holds));
+        if (b.thread() % warp_size == 0)
+          s.met[v][b.thread() / warp_size] += static_cast<std::uint32_t>(n);
       };
-      met[met_missing] += lanes_with(fate == dead_missing);
-      met[met_out_of_range] += lanes_with(fate == dead_out_of_range);
-      met[met_masked] += lanes_with(fate == dead_masked || fate == no_pair_masked);
-      met[met_invalid] += lanes_with(fate == dead_invalid);
-      met[met_unsound] += lanes_with(fate == no_pair_unsound);
+      add(met_missing, fate == dead_missing);
+      add(met_out_of_range, fate == dead_out_of_range);
+      add(met_masked, fate == dead_masked || fate == no_pair_masked);
+      add(met_invalid, fate == dead_invalid);
+      add(met_unsound, fate == no_pair_unsound);
     }
-    if (b.thread() % warp_size != 0) return;
-    MOE_UNROLL
-    for (int v = 0; v < met_columns; ++v) s.met[v][b.thread() / warp_size] = met[v];
   }
 
   /// The last threads, which have the least to do in scan.

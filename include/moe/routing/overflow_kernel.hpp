@@ -17,8 +17,9 @@
 
 namespace moe::inline MOE_ABI {
 
-/// One block for each group: of the keys of a full one, which are in the order of ranks, the job.keep[g]
-/// greatest become slots 0, 1, 2, ... and the others -1. Of equal keys the first are kept.
+/// A block for each group, or for several: of the keys of a full group, which are in the order of ranks,
+/// the job.keep[g] greatest become slots 0, 1, 2, ... and the others -1. Of equal keys the first are
+/// kept.
 template <int Threads>
 struct select_slots_kernel {
   static constexpr int threads = Threads;
@@ -37,13 +38,19 @@ struct select_slots_kernel {
     using detail::table_job;
     b.wait_for_previous();
     b.let_next_start();
-    auto const g = static_cast<std::uint32_t>(b.block());
-    if (job.keys_of[g] == table_job::not_full) return;
-    std::uint32_t* const keys = job.keys + job.keys_of[g];  // [n]
-    std::uint32_t const n = job.load[g];
+    auto const blocks = static_cast<std::uint32_t>(b.blocks());
+    for (auto g = static_cast<std::uint32_t>(b.block()); g < job.groups; g += blocks)
+      if (job.keys_of[g] != table_job::not_full)
+        select(b, s, job.keys + job.keys_of[g], job.load[g], job.keep[g]);
+  }
 
+ private:
+  /// From n keys to slots.
+  template <class B>
+  MOE_HOST_DEVICE static void select(B& b, shared& s, std::uint32_t* keys, std::uint32_t n,
+                                     std::uint32_t keep) {
     // The least key that is kept, digit by digit from the top, and how many pairs of that key are.
-    std::uint32_t least = 0xffffffffu, of_least = job.keep[g];
+    std::uint32_t least = 0xffffffffu, of_least = keep;
     if (of_least > 0) {
       least = 0;
       for (int shift = 24; shift >= 0; shift -= 8) {
@@ -55,7 +62,6 @@ struct select_slots_kernel {
     write_slots(b, s, keys, n, least, of_least);
   }
 
- private:
   /// Of the keys that agree with `least` above the digit at `shift`: the digit of the keep-th greatest
   /// of them, and how many of those with that digit are to be kept.
   template <class B>
