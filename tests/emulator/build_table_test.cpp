@@ -181,7 +181,7 @@ moe::table_rules const some_rules[] = {
 }  // namespace
 
 TEST_CASE("emulator/build_table: random cases over all rules, as the CPU builds them") {
-  int const cases = moe_test::has_thread_sanitizer ? 40 : 500;
+  int const cases = moe_test::has_thread_sanitizer ? 24 : 500;
   draw random{std::mt19937(7)};
   for (int n = 0; n < cases; ++n) {
     CAPTURE(n);
@@ -194,7 +194,7 @@ TEST_CASE("emulator/build_table: random cases over all rules, as the CPU builds 
 }
 
 TEST_CASE("emulator/build_table: random cases in double") {
-  int const cases = moe_test::has_thread_sanitizer ? 5 : 60;
+  int const cases = moe_test::has_thread_sanitizer ? 3 : 60;
   draw random{std::mt19937(8)};
   for (int n = 0; n < cases; ++n) {
     CAPTURE(n);
@@ -235,7 +235,9 @@ TEST_CASE("emulator/build_table: pairs about those of one block, of one tile, of
                        3 * one_block + 5};
   for (int const n : pairs)
     for (std::size_t r = 0; r < std::size(some_rules); ++r) {
-      if (moe_test::has_thread_sanitizer && (n < one_block || r % 2 == 1)) continue;
+      if (moe_test::has_thread_sanitizer &&
+          (n < one_block || (r + static_cast<std::size_t>(n)) % 3 != 0))
+        continue;
       CAPTURE(n);
       CAPTURE(r);
       check(executor(moe_test::schedule::one_warp_ahead), drawn_case(n, 1, 7, some_rules[r]));
@@ -248,7 +250,7 @@ TEST_CASE("emulator/build_table: groups about the room that shared memory has") 
     for (int const T : {30, 200})
       for (std::size_t r = 0; r < std::size(some_rules); ++r) {
         if (r % 3 != static_cast<std::size_t>(E) % 3) continue;
-        if (moe_test::has_thread_sanitizer && E % 512 > 1) continue;
+        if (moe_test::has_thread_sanitizer && E % 512 != 1) continue;
         CAPTURE(E);
         check(executor(), drawn_case(T, 2, E, some_rules[r]));
       }
@@ -289,7 +291,7 @@ TEST_CASE("emulator/build_table: a user's rule for full experts") {
     return pair.weight - static_cast<float>(pair.choice + pair.token.id % 3) +
            static_cast<float>(pair.expert);
   };
-  int const cases = moe_test::has_thread_sanitizer ? 6 : 60;
+  int const cases = moe_test::has_thread_sanitizer ? 3 : 60;
   draw random{std::mt19937(9)};
   for (int n = 0; n < cases; ++n) {
     CAPTURE(n);
@@ -314,8 +316,10 @@ namespace {
 
 /// All pairs are refused, and nothing else is said.
 void check_refused(table_case<float> const& c, std::int64_t pairs, std::int64_t refused) {
+  static int calls = 0;
   for (auto const when_full :
        {moe::overflow::position, moe::overflow::score, moe::overflow::batch_prioritised}) {
+    if (moe_test::has_thread_sanitizer && calls++ % 4 != 0) continue;
     moe::table_rules rules = c.rules;
     rules.when_full = when_full;
     int const P = c.map.P == 0 ? c.routing.E : c.map.P;
@@ -349,6 +353,7 @@ TEST_CASE("emulator/build_table: token_begin that does not rise as it has to ref
         begin[static_cast<std::size_t>(t)] = value;
         c.routing.token_begin = begin.data();
       };
+      if (moe_test::has_thread_sanitizer && (T == 30) == (rows == moe::layout::packed)) continue;
       std::int32_t const wrong[] = {-5, 2 * T, 2147483647, -2147483647};
       for (std::int32_t const value : wrong) {
         set(T / 2, value);

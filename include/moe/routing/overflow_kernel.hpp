@@ -278,12 +278,9 @@ struct sort_tokens_kernel {
  private:
   /// As rank_tokens makes them on the CPU.
   MOE_HOST_DEVICE static std::uint64_t word_of(basic_routing<V> const& in, std::uint32_t t) {
-    std::int64_t i0 = in.first_pair(t), i1 = in.first_pair(std::int64_t{t} + 1);
-    if (in.token_begin != nullptr &&
-        (!detail::may_be_pairs(i0, i1, in.K, in.pairs(), t == 0) || i1 > in.T * in.K))
-      i1 = i0;  // to be refused
+    detail::pair_range const pairs = detail::pairs_of(in, t);
     std::uint32_t best = 0;
-    for (std::int64_t i = i0; i < i1; ++i)
+    for (std::int64_t i = pairs.first; i < pairs.last; ++i)
       if (static_cast<std::uint32_t>(in.expert[i]) < static_cast<std::uint32_t>(in.E)) {
         std::uint32_t const bits = ordered_bits(static_cast<float>(in.rank_score(i)));
         best = bits > best ? bits : best;
