@@ -181,7 +181,7 @@ moe::table_rules const some_rules[] = {
 }  // namespace
 
 TEST_CASE("emulator/build_table: random cases over all rules, as the CPU builds them") {
-  int const cases = moe_test::has_thread_sanitizer ? 24 : 500;
+  int const cases = moe_test::has_thread_sanitizer ? 16 : 500;
   draw random{std::mt19937(7)};
   for (int n = 0; n < cases; ++n) {
     CAPTURE(n);

@@ -36,12 +36,15 @@ MOE_HOST_DEVICE constexpr V kept_sum(routing_table const& table, V const* weight
   return sum;
 }
 
+/// The least sum to divide by.
+inline constexpr float least_sum = std::numeric_limits<float>::epsilon();
+
 /// weigh_kept of one token.
 template <class V>
 MOE_HOST_DEVICE constexpr void weigh_kept_token(kept_weights rule, routing_table const& table,
                                                 V const* weight, V* out,
                                                 pair_range pairs) noexcept {
-  constexpr V least = std::numeric_limits<float>::epsilon();
+  constexpr V least = least_sum;
   V divisor = 1;
   if (rule == kept_weights::renormalised) {
     V const sum = kept_sum(table, weight, pairs);
@@ -56,7 +59,7 @@ MOE_HOST_DEVICE constexpr void weigh_kept_token_backward(kept_weights rule,
                                                          routing_table const& table,
                                                          V const* weight, V const* dout, V* dweight,
                                                          pair_range pairs) noexcept {
-  constexpr V least = std::numeric_limits<float>::epsilon();
+  constexpr V least = least_sum;
   V divisor = 1, shared = 0;
   if (rule == kept_weights::renormalised) {
     V const sum = kept_sum(table, weight, pairs);

@@ -4,7 +4,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <limits>
 
 #include <moe/core/config.hpp>
 #include <moe/core/score_row.hpp>
@@ -201,7 +200,7 @@ struct measure_scores_kernel {
       V const other = b.shuffle_xor(all_lanes, best, bits);
       best = other > best ? other : best;
     }
-    if (total > 0 && total < std::numeric_limits<double>::infinity()) {
+    if (total > 0 && total < -no_score<double>) {
       ++sum.tokens;
       sum.entropy += std::log(total) - weighted / total;
     }
