@@ -204,6 +204,9 @@ class emulated_block {
   std::int32_t atomic_add(std::int32_t* counter, std::int32_t n) {
     return __atomic_fetch_add(counter, n, __ATOMIC_RELAXED);
   }
+  std::int64_t atomic_add(std::int64_t* counter, std::int64_t n) {
+    return __atomic_fetch_add(counter, n, __ATOMIC_RELAXED);
+  }
   std::int32_t arrive(std::int32_t* counter) {
     return __atomic_fetch_add(counter, 1, __ATOMIC_ACQ_REL);
   }

@@ -13,6 +13,15 @@ namespace moe::inline MOE_ABI {
 /// Four 32-bit words: a Philox counter, or the output made from it.
 struct philox_block {
   std::uint32_t word[4];
+
+  /// word[i]; on a GPU without an index, which would put the words into local memory.
+  MOE_HOST_DEVICE constexpr std::uint32_t at(std::uint32_t i) const noexcept {
+#if MOE_DEVICE_PASS
+    return i < 2 ? (i == 0 ? word[0] : word[1]) : i == 2 ? word[2] : word[3];
+#else
+    return word[i];
+#endif
+  }
 };
 
 /// Philox-4x32-10: a bijection of the counter for each key, ten rounds.
@@ -67,7 +76,7 @@ struct drawing_token : token {
       quarter_ = index >> 2;
       block_ = random_block(*this, s, quarter_);
     }
-    return block_.word[index & 3u];
+    return block_.at(index & 3u);
   }
 
  private:
@@ -82,7 +91,7 @@ struct drawing_token : token {
 /// @pre index < 2^26.
 MOE_HOST_DEVICE constexpr std::uint32_t random_bits(token const& t, stream s,
                                                     std::uint32_t index) noexcept {
-  return random_block(t, s, index >> 2).word[index & 3u];
+  return random_block(t, s, index >> 2).at(index & 3u);
 }
 MOE_HOST_DEVICE constexpr std::uint32_t random_bits(drawing_token& t, stream s,
                                                     std::uint32_t index) noexcept {

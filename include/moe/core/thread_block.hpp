@@ -47,30 +47,33 @@ MOE_HOST_DEVICE inline int count_lanes(std::uint32_t lanes) noexcept {
 ///            shuffle gives the value of `lane`, shuffle_xor that of lane ^ bits, shuffle_up that
 ///            of lane - distance, or the own value if that is negative: a lane of the mask in each
 ///            case. ballot gives the lanes whose predicate holds, match_any those of an equal key.
-///            atomic_add adds to shared or global memory, gives what was there, orders nothing.
+///            atomic_add adds to shared or global memory, 4 or 8 bytes, gives what was there, orders
+///            nothing.
 /// Cost.      On a GPU one instruction each.
 /// Models.    `cuda_block`; the block emulator of the tests.
 template <class B>
-concept thread_block = requires(B& b, B const& c, std::uint32_t lanes, int i, bool holds,
-                                std::int32_t* counter, std::int32_t n, std::uint64_t key, float v) {
-  { c.thread() } -> std::same_as<int>;
-  { c.threads() } -> std::same_as<int>;
-  { c.block() } -> std::same_as<int>;
-  { c.blocks() } -> std::same_as<int>;
-  { b.sync() } -> std::same_as<void>;
-  { b.sync_warp(lanes) } -> std::same_as<void>;
-  { b.shuffle(lanes, v, i) } -> std::same_as<float>;
-  { b.shuffle_xor(lanes, v, i) } -> std::same_as<float>;
-  { b.shuffle_xor(lanes, key, i) } -> std::same_as<std::uint64_t>;
-  { b.shuffle_up(lanes, n, i) } -> std::same_as<std::int32_t>;
-  { b.ballot(lanes, holds) } -> std::same_as<std::uint32_t>;
-  { b.match_any(lanes, n) } -> std::same_as<std::uint32_t>;
-  { b.highest(lanes, lanes) } -> std::same_as<std::uint32_t>;
-  { b.atomic_add(counter, n) } -> std::same_as<std::int32_t>;
-  { b.arrive(counter) } -> std::same_as<std::int32_t>;
-  { b.wait_for_previous() } -> std::same_as<void>;
-  { b.let_next_start() } -> std::same_as<void>;
-};
+concept thread_block =
+    requires(B& b, B const& c, std::uint32_t lanes, int i, bool holds, std::int32_t* counter,
+             std::int32_t n, std::int64_t* long_counter, std::uint64_t key, float v) {
+      { c.thread() } -> std::same_as<int>;
+      { c.threads() } -> std::same_as<int>;
+      { c.block() } -> std::same_as<int>;
+      { c.blocks() } -> std::same_as<int>;
+      { b.sync() } -> std::same_as<void>;
+      { b.sync_warp(lanes) } -> std::same_as<void>;
+      { b.shuffle(lanes, v, i) } -> std::same_as<float>;
+      { b.shuffle_xor(lanes, v, i) } -> std::same_as<float>;
+      { b.shuffle_xor(lanes, key, i) } -> std::same_as<std::uint64_t>;
+      { b.shuffle_up(lanes, n, i) } -> std::same_as<std::int32_t>;
+      { b.ballot(lanes, holds) } -> std::same_as<std::uint32_t>;
+      { b.match_any(lanes, n) } -> std::same_as<std::uint32_t>;
+      { b.highest(lanes, lanes) } -> std::same_as<std::uint32_t>;
+      { b.atomic_add(counter, n) } -> std::same_as<std::int32_t>;
+      { b.atomic_add(long_counter, n) } -> std::same_as<std::int64_t>;
+      { b.arrive(counter) } -> std::same_as<std::int32_t>;
+      { b.wait_for_previous() } -> std::same_as<void>;
+      { b.let_next_start() } -> std::same_as<void>;
+    };
 
 #if MOE_IS_CUDA
 
@@ -109,6 +112,10 @@ struct cuda_block {
   }
   __device__ static std::int32_t atomic_add(std::int32_t* counter, std::int32_t n) {
     return atomicAdd(counter, n);
+  }
+  __device__ static std::int64_t atomic_add(std::int64_t* counter, std::int64_t n) {
+    return static_cast<std::int64_t>(atomicAdd(reinterpret_cast<unsigned long long*>(counter),
+                                               static_cast<unsigned long long>(n)));
   }
   __device__ static std::int32_t arrive(std::int32_t* counter) {
     __threadfence();

@@ -31,8 +31,9 @@ inline std::size_t build_table_scratch(cpu const& exec, table_shape const& shape
 
 namespace detail {
 
+/// @param pairs  Of the routing; where token_begin is on a device, the most that there can be.
 template <class V>
-void check_table_arguments(basic_routing<V> const& in, table_rules const& rules,
+void check_table_arguments(basic_routing<V> const& in, std::int64_t pairs, table_rules const& rules,
                            expert_map const& map, routing_table const& table, bool scored,
                            call_site site) {
   expects(in.T >= 0 && in.K >= 1 && in.K <= max_choices && in.E >= 1,
@@ -62,14 +63,13 @@ void check_table_arguments(basic_routing<V> const& in, table_rules const& rules,
               (in.E > P ? in.E : P) <= most / table.sources,
           "build_table: T * K, max_rows, E * sources and P * sources fit 32-bit ids", site,
           {{"T", in.T}, {"K", in.K}, {"E", in.E}, {"P", P}, {"sources", table.sources}});
-  expects(in.pairs() >= 0 && in.pairs() <= in.T * in.K,
-          "build_table: token_begin ends at T * K or before", site,
-          {{"pairs", in.pairs()}, {"T", in.T}, {"K", in.K}});
-  expects((in.pairs() == 0 || (in.expert != nullptr && table.row_of != nullptr)) &&
+  expects(pairs >= 0 && pairs <= in.T * in.K, "build_table: token_begin ends at T * K or before",
+          site, {{"pairs", pairs}, {"T", in.T}, {"K", in.K}});
+  expects((pairs == 0 || (in.expert != nullptr && table.row_of != nullptr)) &&
               (table.max_rows == 0 || table.pair_of != nullptr) && table.begin != nullptr &&
               table.used != nullptr && table.wanted != nullptr && table.counts != nullptr,
           "build_table: the routing's expert and all arrays of the table are given", site);
-  expects(!scored || in.pairs() == 0 || in.score != nullptr || in.weight != nullptr,
+  expects(!scored || pairs == 0 || in.score != nullptr || in.weight != nullptr,
           "build_table: an overflow rule that ranks by score needs the routing's score or weight",
           site);
   expects(rules.align >= 1, "build_table: align >= 1", site, {{"align", rules.align}});
@@ -124,7 +124,7 @@ void build_table(cpu const& exec, basic_routing<V> const& in, table_rules const&
                  call_site site = call_site::here()) {
   bool const by_score = rules.when_full == overflow::score;
   bool const ranked = rules.when_full == overflow::batch_prioritised;
-  detail::check_table_arguments(in, rules, map, table, by_score || ranked, site);
+  detail::check_table_arguments(in, in.pairs(), rules, map, table, by_score || ranked, site);
   detail::table_build<V> build(exec, in, rules, map, scratch, table, site);
   if (ranked) detail::rank_tokens(build);
   detail::count_pairs(build);
@@ -159,7 +159,7 @@ template <class V, overflow_rule<routed_pair<V>> Overflow>
 void build_table(cpu const& exec, basic_routing<V> const& in, table_rules const& rules,
                  Overflow const& priority, expert_map const& map, memory scratch,
                  routing_table& table, call_site site = call_site::here()) {
-  detail::check_table_arguments(in, rules, map, table, false, site);
+  detail::check_table_arguments(in, in.pairs(), rules, map, table, false, site);
   detail::table_build<V> build(exec, in, rules, map, scratch, table, site);
   detail::count_pairs(build);
   detail::lay_out_rows(build);

@@ -9,6 +9,7 @@
 #include <moe/core/config.hpp>
 #include <moe/core/error.hpp>
 #include <moe/core/execution.hpp>
+#include <moe/routing/detail/pair_walk.hpp>
 #include <moe/routing/routing_table.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -22,16 +23,70 @@ enum class kept_weights : std::uint8_t {
 namespace detail {
 
 /// Whether the table dropped pair i. Experts that are not computed drop nothing.
-constexpr bool is_dropped(routing_table const& table, std::int64_t i) noexcept {
+MOE_HOST_DEVICE constexpr bool is_dropped(routing_table const& table, std::int64_t i) noexcept {
   return table.row_of[i] == dropped_row;
 }
 
 template <class V>
-constexpr V kept_sum(routing_table const& table, V const* weight, std::int64_t t) noexcept {
+MOE_HOST_DEVICE constexpr V kept_sum(routing_table const& table, V const* weight,
+                                     pair_range pairs) noexcept {
   V sum = 0;
-  for (std::int64_t i = table.first_pair(t); i < table.first_pair(t + 1); ++i)
+  for (std::int64_t i = pairs.first; i < pairs.last; ++i)
     if (!is_dropped(table, i)) sum += weight[i];
   return sum;
+}
+
+/// The least sum to divide by.
+inline constexpr float least_sum = std::numeric_limits<float>::epsilon();
+
+/// weigh_kept of one token.
+template <class V>
+MOE_HOST_DEVICE constexpr void weigh_kept_token(kept_weights rule, routing_table const& table,
+                                                V const* weight, V* out,
+                                                pair_range pairs) noexcept {
+  constexpr V least = least_sum;
+  V divisor = 1;
+  if (rule == kept_weights::renormalised) {
+    V const sum = kept_sum(table, weight, pairs);
+    divisor = sum < least ? least : sum;
+  }
+  for (std::int64_t i = pairs.first; i < pairs.last; ++i)
+    out[i] = is_dropped(table, i) ? V(0) : weight[i] / divisor;
+}
+
+template <class V>
+MOE_HOST_DEVICE constexpr void weigh_kept_token_backward(kept_weights rule,
+                                                         routing_table const& table,
+                                                         V const* weight, V const* dout, V* dweight,
+                                                         pair_range pairs) noexcept {
+  constexpr V least = least_sum;
+  V divisor = 1, shared = 0;
+  if (rule == kept_weights::renormalised) {
+    V const sum = kept_sum(table, weight, pairs);
+    divisor = sum < least ? least : sum;
+    // out = w / sum: each weight also lowers all others. Below `least` the divisor is constant.
+    if (sum >= least)
+      for (std::int64_t i = pairs.first; i < pairs.last; ++i)
+        if (!is_dropped(table, i)) shared += dout[i] * (weight[i] / divisor);
+  }
+  for (std::int64_t i = pairs.first; i < pairs.last; ++i)
+    dweight[i] = is_dropped(table, i) ? V(0) : (dout[i] - shared) / divisor;
+}
+
+template <class V>
+void check_weigh_kept(std::int64_t pairs, routing_table const& table, V const* weight, V const* out,
+                      call_site site) {
+  expects(pairs == 0 || (table.row_of != nullptr && weight != nullptr && out != nullptr),
+          "weigh_kept: row_of, weight and out are given", site, {{"pairs", pairs}});
+}
+
+template <class V>
+void check_weigh_kept_backward(std::int64_t pairs, routing_table const& table, V const* weight,
+                               V const* dout, V const* dweight, call_site site) {
+  expects(
+      pairs == 0 ||
+          (table.row_of != nullptr && weight != nullptr && dout != nullptr && dweight != nullptr),
+      "weigh_kept_backward: row_of, weight, dout and dweight are given", site, {{"pairs", pairs}});
 }
 
 inline constexpr std::int64_t tokens_per_thread = 512;  // a guess: some microseconds
@@ -50,19 +105,11 @@ inline constexpr std::int64_t tokens_per_thread = 512;  // a guess: some microse
 template <std::floating_point V>
 void weigh_kept(cpu const& exec, kept_weights rule, routing_table const& table, V const* weight,
                 V* out, call_site site = call_site::here()) {
-  expects(table.pairs() == 0 || (table.row_of != nullptr && weight != nullptr && out != nullptr),
-          "weigh_kept: row_of, weight and out are given", site, {{"pairs", table.pairs()}});
-  constexpr V least = std::numeric_limits<float>::epsilon();
+  detail::check_weigh_kept(table.pairs(), table, weight, out, site);
   exec.split(table.T, detail::tokens_per_thread, [&](std::int64_t first, std::int64_t last, int) {
-    for (std::int64_t t = first; t < last; ++t) {
-      V divisor = 1;
-      if (rule == kept_weights::renormalised) {
-        V const sum = detail::kept_sum(table, weight, t);
-        divisor = sum < least ? least : sum;
-      }
-      for (std::int64_t i = table.first_pair(t); i < table.first_pair(t + 1); ++i)
-        out[i] = detail::is_dropped(table, i) ? V(0) : weight[i] / divisor;
-    }
+    for (std::int64_t t = first; t < last; ++t)
+      detail::weigh_kept_token(rule, table, weight, out,
+                               {table.first_pair(t), table.first_pair(t + 1)});
   });
 }
 
@@ -78,26 +125,11 @@ template <std::floating_point V>
 void weigh_kept_backward(cpu const& exec, kept_weights rule, routing_table const& table,
                          V const* weight, V const* dout, V* dweight,
                          call_site site = call_site::here()) {
-  expects(table.pairs() == 0 || (table.row_of != nullptr && weight != nullptr && dout != nullptr &&
-                                 dweight != nullptr),
-          "weigh_kept_backward: row_of, weight, dout and dweight are given", site,
-          {{"pairs", table.pairs()}});
-  constexpr V least = std::numeric_limits<float>::epsilon();
+  detail::check_weigh_kept_backward(table.pairs(), table, weight, dout, dweight, site);
   exec.split(table.T, detail::tokens_per_thread, [&](std::int64_t first, std::int64_t last, int) {
-    for (std::int64_t t = first; t < last; ++t) {
-      std::int64_t const i0 = table.first_pair(t), i1 = table.first_pair(t + 1);
-      V divisor = 1, shared = 0;
-      if (rule == kept_weights::renormalised) {
-        V const sum = detail::kept_sum(table, weight, t);
-        divisor = sum < least ? least : sum;
-        // out = w / sum: each weight also lowers all others. Below `least` the divisor is constant.
-        if (sum >= least)
-          for (std::int64_t i = i0; i < i1; ++i)
-            if (!detail::is_dropped(table, i)) shared += dout[i] * (weight[i] / divisor);
-      }
-      for (std::int64_t i = i0; i < i1; ++i)
-        dweight[i] = detail::is_dropped(table, i) ? V(0) : (dout[i] - shared) / divisor;
-    }
+    for (std::int64_t t = first; t < last; ++t)
+      detail::weigh_kept_token_backward(rule, table, weight, dout, dweight,
+                                        {table.first_pair(t), table.first_pair(t + 1)});
   });
 }
 

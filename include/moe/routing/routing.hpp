@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include <moe/core/config.hpp>
+#include <moe/core/cpu.hpp>
 #include <moe/core/error.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/types.hpp>
@@ -66,6 +67,21 @@ inline void check_routing_shape(std::int64_t T, int K, int E, call_site site) {
           "routing: T >= 0, E >= 1, 1 <= K <= min(E, 16)", site, {{"T", T}, {"K", K}, {"E", E}});
 }
 
+/// Arrays of a routing, as they come.
+template <class V>
+basic_routing<V> take_routing(memory& from, std::int64_t T, int K, int E, call_site site) {
+  check_routing_shape(T, K, E, site);
+  char const* const enough = "carve_routing: memory holds routing_bytes(T, K)";
+  basic_routing<V> routed;
+  routed.T = T;
+  routed.K = K;
+  routed.E = E;
+  routed.expert = from.take<std::int32_t>(T * K, enough, site);
+  routed.weight = from.take<V>(T * K, enough, site);
+  routed.score = from.take<V>(T * K, enough, site);
+  return routed;
+}
+
 }  // namespace detail
 
 /// Bytes that `carve_routing` takes.
@@ -87,19 +103,18 @@ std::size_t routing_bytes(std::int64_t T, int K) noexcept {
 template <class V = float>
 basic_routing<V> carve_routing(memory& from, std::int64_t T, int K, int E,
                                call_site site = call_site::here()) {
-  detail::check_routing_shape(T, K, E, site);
-  char const* const enough = "carve_routing: memory holds routing_bytes(T, K)";
-  basic_routing<V> routed;
-  routed.T = T;
-  routed.K = K;
-  routed.E = E;
-  routed.expert = from.take<std::int32_t>(T * K, enough, site);
-  routed.weight = from.take<V>(T * K, enough, site);
-  routed.score = from.take<V>(T * K, enough, site);
+  basic_routing<V> const routed = detail::take_routing<V>(from, T, K, E, site);
   std::fill_n(routed.expert, T * K, static_cast<std::int32_t>(no_candidate));
   std::fill_n(routed.weight, T * K, V(0));
   std::fill_n(routed.score, T * K, V(0));
   return routed;
+}
+
+/// The same; a GPU has an overload of its own.
+template <class V = float>
+basic_routing<V> carve_routing(cpu const&, memory& from, std::int64_t T, int K, int E,
+                               call_site site = call_site::here()) {
+  return carve_routing<V>(from, T, K, E, site);
 }
 
 /// A routing that owns its arrays: for callers without memory of their own. Not copyable.

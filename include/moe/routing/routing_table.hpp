@@ -8,6 +8,7 @@
 #include <limits>
 
 #include <moe/core/config.hpp>
+#include <moe/core/cpu.hpp>
 #include <moe/core/error.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/types.hpp>
@@ -146,21 +147,14 @@ inline std::size_t table_bytes(table_shape const& shape) noexcept {
       .bytes();
 }
 
-/// An empty table, whose pairs have no rows, with its arrays in the caller's memory.
-///
-/// @param from  Gives table_bytes(shape) bytes: the arrays are taken from it.
-/// @throws precondition_error unless T >= 0, 1 <= K <= 16, E >= 1, P >= 0, sources >= 1, and pairs,
-///         rows and segments fit 32-bit ids, and from is large enough.
-inline routing_table carve_table(memory& from, table_shape const& shape,
-                                 call_site site = call_site::here()) {
-  detail::check_table_shape(shape, site);
+namespace detail {
+
+/// Arrays of a table, as they come.
+inline routing_table take_table(memory& from, table_shape const& shape, call_site site) {
+  check_table_shape(shape, site);
   int const P = shape.P == 0 ? shape.E : shape.P;
   char const* const enough = "carve_table: memory holds table_bytes(shape)";
-  auto const ids = [&](std::int64_t count, std::int32_t value) {
-    auto* const array = from.take<std::int32_t>(count, enough, site);
-    std::fill_n(array, count, value);
-    return array;
-  };
+  auto const ids = [&](std::int64_t count) { return from.take<std::int32_t>(count, enough, site); };
   routing_table table;
   table.T = shape.T;
   table.max_rows = shape.max_rows;
@@ -170,14 +164,38 @@ inline routing_table carve_table(memory& from, table_shape const& shape,
   table.sources = shape.sources;
   table.room = shape;
   table.room.P = P;
-  table.row_of = ids(shape.T * shape.K, dropped_row);
-  table.pair_of = ids(shape.max_rows, -1);
-  table.begin = ids(table.segments() + 1, 0);
-  table.used = ids(table.segments(), 0);
-  table.wanted = ids(shape.E, 0);
+  table.row_of = ids(shape.T * shape.K);
+  table.pair_of = ids(shape.max_rows);
+  table.begin = ids(table.segments() + 1);
+  table.used = ids(table.segments());
+  table.wanted = ids(shape.E);
   table.counts = from.take<table_counts>(1, enough, site);
+  return table;
+}
+
+}  // namespace detail
+
+/// An empty table, whose pairs have no rows, with its arrays in the caller's memory.
+///
+/// @param from  Gives table_bytes(shape) bytes: the arrays are taken from it.
+/// @throws precondition_error unless T >= 0, 1 <= K <= 16, E >= 1, P >= 0, sources >= 1, and pairs,
+///         rows and segments fit 32-bit ids, and from is large enough.
+inline routing_table carve_table(memory& from, table_shape const& shape,
+                                 call_site site = call_site::here()) {
+  routing_table const table = detail::take_table(from, shape, site);
+  std::fill_n(table.row_of, shape.T * shape.K, dropped_row);
+  std::fill_n(table.pair_of, shape.max_rows, -1);
+  std::fill_n(table.begin, table.segments() + 1, 0);
+  std::fill_n(table.used, table.segments(), 0);
+  std::fill_n(table.wanted, shape.E, 0);
   *table.counts = {};
   return table;
+}
+
+/// The same; a GPU has an overload of its own.
+inline routing_table carve_table(cpu const&, memory& from, table_shape const& shape,
+                                 call_site site = call_site::here()) {
+  return carve_table(from, shape, site);
 }
 
 /// A routing table that owns its arrays, for one shape. Not copyable; build_table fills it.

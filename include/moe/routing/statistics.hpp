@@ -61,19 +61,44 @@ inline load_statistics measure_load(vector_view<std::int32_t const> loads) noexc
   return s;
 }
 
+/// The same; a GPU has an overload of its own.
+/// @param out  [1] out.
+inline void measure_load(cpu const&, vector_view<std::int32_t const> loads, load_statistics* out,
+                         call_site = call_site::here()) noexcept {
+  *out = measure_load(loads);
+}
+
+namespace detail {
+
+inline void check_physical_loads(routing_table const& table, vector_view<std::int32_t> loads,
+                                 call_site site) {
+  expects(loads.size() >= table.P, "physical_loads: loads has P elements", site,
+          {{"size", loads.size()}, {"P", table.P}});
+}
+
+MOE_HOST_DEVICE constexpr std::int32_t physical_load(routing_table const& table, int p) noexcept {
+  std::int32_t load = 0;
+  for (int s = 0; s < table.sources; ++s)
+    load += table.used[static_cast<std::int64_t>(p) * table.sources + s];
+  return load;
+}
+
+}  // namespace detail
+
 /// Rows that each physical expert was given, padding not included.
 /// @param loads  [P] out.
 /// @throws precondition_error if loads.size() < P.
 /// @cost   O(P sources).
 inline void physical_loads(routing_table const& table, vector_view<std::int32_t> loads,
                            call_site site = call_site::here()) {
-  expects(loads.size() >= table.P, "physical_loads: loads has P elements", site,
-          {{"size", loads.size()}, {"P", table.P}});
-  for (int p = 0; p < table.P; ++p) {
-    loads[p] = 0;
-    for (int s = 0; s < table.sources; ++s)
-      loads[p] += table.used[static_cast<std::int64_t>(p) * table.sources + s];
-  }
+  detail::check_physical_loads(table, loads, site);
+  for (int p = 0; p < table.P; ++p) loads[p] = detail::physical_load(table, p);
+}
+
+/// The same; a GPU has an overload of its own.
+inline void physical_loads(cpu const&, routing_table const& table, vector_view<std::int32_t> loads,
+                           call_site site = call_site::here()) {
+  physical_loads(table, loads, site);
 }
 
 /// The part of the pairs that wanted a computed expert and got no row; 0 if there were none.
@@ -94,6 +119,36 @@ namespace detail {
 
 /// Tokens whose sums are added up apart, so that no sum depends on the number of threads.
 inline constexpr std::int64_t statistics_block = 256;
+
+template <class V>
+void check_scores(basic_routing<V> const& in, matrix_view<V const> scores, call_site site) {
+  expects(scores.rows() == in.T && scores.cols() == in.E && scores.ld() >= in.E,
+          "measure_scores: scores is [T,E]", site,
+          {{"rows", scores.rows()}, {"cols", scores.cols()}, {"T", in.T}, {"E", in.E}});
+}
+
+template <class V>
+void check_co_activation(basic_routing<V> const& in, matrix_view<std::int64_t> counts,
+                         call_site site) {
+  expects(counts.rows() == in.E && counts.cols() == in.E && counts.ld() >= in.E,
+          "count_co_activation: counts is [E,E]", site,
+          {{"rows", counts.rows()}, {"cols", counts.cols()}, {"E", in.E}});
+}
+
+/// Adds the sums of other tokens.
+template <class Sums>
+MOE_HOST_DEVICE constexpr void add_sums(Sums& sum, Sums const& part) noexcept {
+  sum.tokens += part.tokens;
+  sum.entropy += part.entropy;
+  sum.margins += part.margins;
+  sum.margin += part.margin;
+}
+/// From sums to means.
+MOE_HOST_DEVICE constexpr score_statistics mean_of(score_statistics sum) noexcept {
+  if (sum.tokens > 0) sum.entropy /= static_cast<double>(sum.tokens);
+  if (sum.margins > 0) sum.margin /= static_cast<double>(sum.margins);
+  return sum;
+}
 
 template <class V>
 void add_score_statistics(basic_routing<V> const& in, V const* score, std::int64_t t,
@@ -146,9 +201,7 @@ template <std::floating_point V>
 score_statistics measure_scores(cpu const& exec, basic_routing<V> const& in,
                                 std::type_identity_t<matrix_view<V const>> scores, memory scratch,
                                 call_site site = call_site::here()) {
-  expects(scores.rows() == in.T && scores.cols() == in.E && scores.ld() >= in.E,
-          "measure_scores: scores is [T,E]", site,
-          {{"rows", scores.rows()}, {"cols", scores.cols()}, {"T", in.T}, {"E", in.E}});
+  detail::check_scores<V>(in, scores, site);
   constexpr std::int64_t block = detail::statistics_block;
   std::int64_t const blocks = (in.T + block - 1) / block;
   auto* const part = scratch.take<score_statistics>(
@@ -159,16 +212,21 @@ score_statistics measure_scores(cpu const& exec, basic_routing<V> const& in,
       detail::add_score_statistics(in, scores.row(t), t, sum);
     part[b] = sum;
   });
-  score_statistics mean;
-  for (std::int64_t b = 0; b < blocks; ++b) {
-    mean.tokens += part[b].tokens;
-    mean.entropy += part[b].entropy;
-    mean.margins += part[b].margins;
-    mean.margin += part[b].margin;
-  }
-  if (mean.tokens > 0) mean.entropy /= static_cast<double>(mean.tokens);
-  if (mean.margins > 0) mean.margin /= static_cast<double>(mean.margins);
-  return mean;
+  score_statistics sum;
+  for (std::int64_t b = 0; b < blocks; ++b) detail::add_sums(sum, part[b]);
+  return detail::mean_of(sum);
+}
+
+/// The same; a GPU has overloads of its own.
+constexpr std::size_t measure_scores_scratch(cpu const&, std::int64_t T) noexcept {
+  return measure_scores_scratch(T);
+}
+/// @param out  [1] out.
+template <std::floating_point V>
+void measure_scores(cpu const& exec, basic_routing<V> const& in,
+                    std::type_identity_t<matrix_view<V const>> scores, memory scratch,
+                    score_statistics* out, call_site site = call_site::here()) {
+  *out = measure_scores(exec, in, scores, scratch, site);
 }
 
 /// Adds up how often two experts were chosen by the same token: what placement by affinity reads.
@@ -181,9 +239,7 @@ score_statistics measure_scores(cpu const& exec, basic_routing<V> const& in,
 template <class V>
 void count_co_activation(cpu const& exec, basic_routing<V> const& in,
                          matrix_view<std::int64_t> counts, call_site site = call_site::here()) {
-  expects(counts.rows() == in.E && counts.cols() == in.E && counts.ld() >= in.E,
-          "count_co_activation: counts is [E,E]", site,
-          {{"rows", counts.rows()}, {"cols", counts.cols()}, {"E", in.E}});
+  detail::check_co_activation(in, counts, site);
   exec.split(in.T, 256, [&](std::int64_t first, std::int64_t last, int) {
     auto const is_id = [&](std::int32_t e) { return e >= 0 && e < in.E; };
     for (std::int64_t t = first; t < last; ++t) {

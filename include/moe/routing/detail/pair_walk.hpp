@@ -19,6 +19,26 @@ struct alignas(memory::alignment) chunk_counts {
   bool bad_token_begin;
 };
 
+/// Whether a token's pairs may be [i0, i1), as token_begin says, of `pairs` in all.
+MOE_HOST_DEVICE constexpr bool may_be_pairs(std::int64_t i0, std::int64_t i1, int K,
+                                            std::int64_t pairs, bool first_token) noexcept {
+  return i0 >= 0 && i0 <= i1 && i1 - i0 <= K && i1 <= pairs && (!first_token || i0 == 0);
+}
+
+struct pair_range {
+  std::int64_t first, last;
+};
+
+/// The pairs of token t of a routing or table on a device, where nobody could refuse a token_begin that
+/// does not rise as it has to: then none, rather than others' memory.
+template <class PairsOfTokens>
+MOE_HOST_DEVICE constexpr pair_range pairs_of(PairsOfTokens const& in, std::int64_t t) noexcept {
+  std::int64_t const i0 = in.first_pair(t), i1 = in.first_pair(t + 1);
+  bool const sound = in.token_begin == nullptr ||
+                     (may_be_pairs(i0, i1, in.K, in.pairs(), t == 0) && i1 <= in.T * in.K);
+  return {i0, sound ? i1 : i0};
+}
+
 /// The tokens of a routing in contiguous chunks. A *group* is a (logical expert, source):
 /// g = e * sources + s.
 template <class V>
@@ -33,9 +53,8 @@ struct pair_walk {
   /// Whether token t's pairs lie where token_begin may put them.
   bool sound(std::int64_t t) const noexcept {
     if (routing.token_begin == nullptr) return true;
-    std::int64_t const i0 = routing.token_begin[t], i1 = routing.token_begin[t + 1];
-    return i0 >= 0 && i0 <= i1 && i1 - i0 <= routing.K && i1 <= routing.pairs() &&
-           (t > 0 || i0 == 0);
+    return may_be_pairs(routing.token_begin[t], routing.token_begin[t + 1], routing.K,
+                        routing.pairs(), t == 0);
   }
 
   /// Calls live(g, i, t, j, e) for each pair of chunk c that names an expert of a known source, and

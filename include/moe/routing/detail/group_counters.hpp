@@ -1,0 +1,287 @@
+// How the warps of a block number the pairs of each group, in order and without atomics. Private to
+// build_table.cuh.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include <moe/core/config.hpp>
+#include <moe/core/thread_block.hpp>
+#include <moe/routing/detail/table_job.hpp>
+
+namespace moe::inline MOE_ABI {
+namespace detail {
+
+/// Pairs of one round of a warp: 32, for each of these. More would hide more latency; with four, 1024
+/// threads keep all in registers. Two in small blocks: those of the emulator.
+template <int Threads>
+inline constexpr int items_of = Threads >= 128 ? 4 : 2;
+
+/// Pairs that a block has in registers at a time. Their number within a group fits 16 bits.
+template <int Threads>
+inline constexpr std::uint32_t tile_of = static_cast<std::uint32_t>(Threads * items_of<Threads>);
+
+/// Counters of two groups: read together, written apart.
+struct alignas(4) two_counts {
+  std::uint16_t of[2];
+};
+
+/// Where the counters of a block lie.
+struct counter_view {
+  two_counts* counter;     ///< [warps + 1][words]: of each warp, and what all have counted.
+  std::uint32_t* partial;  ///< In place of counter, while chunks are summed up.
+  std::uint32_t* start;    ///< [groups] where the next pair of the block goes.
+  std::uint32_t* total;    ///< [groups + met_columns] pairs in all; later where the group ends.
+  std::uint32_t words;     ///< Of a row of counter.
+};
+
+/// Shared memory for counters of up to MaxGroups groups; of 0: they lie in scratch.
+template <int MaxGroups, int Threads>
+struct counter_room {
+  static_assert(tile_of<Threads> <= 0xffff && MaxGroups % 2 == 0);
+  static constexpr int columns = MaxGroups + met_columns;
+
+  union {
+    two_counts counter[(Threads / warp_size + 1) * (MaxGroups / 2)];
+    std::uint32_t partial[2 * (Threads > columns ? Threads : columns)];
+  };
+  std::uint32_t start[MaxGroups];
+  std::uint32_t total[columns];
+
+  MOE_HOST_DEVICE counter_view view(std::uint32_t groups, std::byte*) noexcept {
+    return {counter, partial, start, total, (groups + 1) / 2};
+  }
+};
+
+template <int Threads>
+struct counter_room<0, Threads> {
+  /// @param own  [counter_bytes(groups, Threads)]
+  MOE_HOST_DEVICE counter_view view(std::uint32_t groups, std::byte* own) const noexcept {
+    std::uint32_t const words = (groups + 1) / 2;
+    auto* const counter = reinterpret_cast<two_counts*>(own);
+    auto* const total =
+        reinterpret_cast<std::uint32_t*>(counter + (Threads / warp_size + 1) * words);
+    std::uint32_t* const start = total + groups + met_columns;
+    return {counter, start + groups, start, total, words};
+  }
+};
+
+/// Bytes of a block's counters in scratch, a multiple of a cache line.
+constexpr std::size_t counter_bytes(std::int64_t groups, int threads) noexcept {
+  std::int64_t const words = (threads / warp_size + 1) * ((groups + 1) / 2) + 2 * groups +
+                             met_columns + 2 * (groups + met_columns);
+  return static_cast<std::size_t>((4 * words + 63) / 64 * 64);
+}
+
+/// A thread's part in numbering.
+template <thread_block B, int Threads>
+class group_counters {
+ public:
+  static constexpr int items = items_of<Threads>;
+  static constexpr int warps = Threads / warp_size;
+
+  MOE_HOST_DEVICE group_counters(B& b, counter_view const& view, std::uint32_t groups)
+      : b_(&b),
+        view_(view),
+        groups_(groups),
+        lane_(b.thread() % warp_size),
+        warp_(b.thread() / warp_size) {}
+
+  MOE_HOST_DEVICE int lane() const { return lane_; }
+  MOE_HOST_DEVICE int warp() const { return warp_; }
+
+  /// Rounds of a warp for the n pairs of a tile, and the first of this lane's pairs.
+  MOE_HOST_DEVICE static int rounds(std::uint32_t n) {
+    return static_cast<int>((n + Threads - 1) / Threads);
+  }
+  MOE_HOST_DEVICE std::uint32_t first(int rounds) const {
+    return static_cast<std::uint32_t>(warp_ * rounds * warp_size + lane_);
+  }
+
+  /// Sets the warp's own counters to zero: no other warp may be reading them.
+  MOE_HOST_DEVICE void clear() {
+    b_->sync_warp(all_lanes);
+    two_counts* const own = view_.counter + row_of(warp_);
+    for (std::uint32_t w = static_cast<std::uint32_t>(lane_); w < view_.words; w += warp_size)
+      own[w] = {};
+    b_->sync_warp(all_lanes);
+  }
+
+  /// rank[k] = pairs of the same group that the warp met before this one, since clear.
+  MOE_HOST_DEVICE void rank(std::int32_t const (&group)[items], int rounds,
+                            std::uint32_t (&rank)[items]) {
+    two_counts* const own = view_.counter + row_of(warp_);
+    MOE_UNROLL
+    for (int k = 0; k < items; ++k)
+      if (k < rounds) {
+        std::uint32_t const peers = b_->match_any(all_lanes, group[k]);
+        int const before = count_lanes(peers & lanes_below(lane_));
+        auto const g = static_cast<std::uint32_t>(group[k]);
+        bool const counts = group[k] >= 0;
+        std::uint32_t const met = counts ? own[g / 2].of[g % 2] : 0u;
+        rank[k] = met + static_cast<std::uint32_t>(before);
+        b_->sync_warp(all_lanes);
+        if (counts && before == 0)
+          own[g / 2].of[g % 2] =
+              static_cast<std::uint16_t>(met + static_cast<std::uint32_t>(count_lanes(peers)));
+        b_->sync_warp(all_lanes);
+      }
+  }
+
+  /// From what each warp counted to what those before it did. Calls each(g, n) with the counts of the
+  /// tile before and of this one, in the same thread for a group each time.
+  /// @pre  sync() after rank; sync() before `before`.
+  template <class Each>
+  MOE_HOST_DEVICE void scan(Each const& each) {
+    for (auto w = static_cast<std::uint32_t>(b_->thread()); w < view_.words; w += Threads) {
+      two_counts* const column = view_.counter + w;
+      std::uint32_t sum = 0;  // of both, side by side
+      constexpr int together = warps < 8 ? warps : 8;
+      for (int i0 = 0; i0 < warps; i0 += together) {
+        std::uint32_t n[together];
+        MOE_UNROLL
+        for (int i = 0; i < together; ++i)
+          n[i] = __builtin_bit_cast(std::uint32_t, column[row_of(i0 + i)]);
+        MOE_UNROLL
+        for (int i = 0; i < together; ++i) {
+          column[row_of(i0 + i)] = __builtin_bit_cast(two_counts, sum);
+          sum += n[i];
+        }
+      }
+      auto const all = __builtin_bit_cast(two_counts, sum);
+      two_counts const last = column[row_of(warps)];
+      column[row_of(warps)] = all;
+      each(2 * w, last.of[0], all.of[0]);
+      if (2 * w + 1 < groups_) each(2 * w + 1, last.of[1], all.of[1]);
+    }
+  }
+
+  /// What the warps before this one counted in the tile.
+  MOE_HOST_DEVICE std::uint32_t before(std::uint32_t g) const {
+    return view_.counter[row_of(warp_) + g / 2].of[g % 2];
+  }
+
+ private:
+  MOE_HOST_DEVICE std::uint32_t row_of(int warp) const {
+    return static_cast<std::uint32_t>(warp) * view_.words;
+  }
+
+  B* b_;
+  counter_view view_;
+  std::uint32_t groups_;
+  int lane_, warp_;
+};
+
+/// total = the sum of each column over all counted chunks; start = over those before `own`, of the
+/// groups. Ends with sync().
+template <int Threads, thread_block B>
+MOE_HOST_DEVICE inline void sum_chunks(B& b, counter_view const& view, std::int32_t const* counted,
+                                       std::uint32_t chunks, std::uint32_t own,
+                                       std::uint32_t columns, std::uint32_t groups) {
+  std::uint32_t const parts = columns < Threads ? Threads / columns : 1;
+  std::uint32_t const all_parts = parts * columns;
+  for (auto x = static_cast<std::uint32_t>(b.thread()); x < all_parts; x += Threads) {
+    std::uint32_t const part = x / columns;
+    std::int32_t const* const column = counted + (x - part * columns);
+    std::uint32_t all = 0, before = 0;
+    constexpr std::uint32_t together = 8;  // loads under way
+    for (std::uint32_t c = part; c < chunks; c += together * parts) {
+      std::uint32_t n[together];
+      MOE_UNROLL
+      for (std::uint32_t u = 0; u < together; ++u)
+        n[u] = c + u * parts < chunks
+                   ? static_cast<std::uint32_t>(column[std::int64_t{c + u * parts} * columns])
+                   : 0u;
+      MOE_UNROLL
+      for (std::uint32_t u = 0; u < together; ++u) {
+        all += n[u];
+        before += c + u * parts < own ? n[u] : 0u;
+      }
+    }
+    view.partial[x] = before;
+    view.partial[all_parts + x] = all;
+  }
+  b.sync();
+  for (auto column = static_cast<std::uint32_t>(b.thread()); column < columns; column += Threads) {
+    std::uint32_t all = 0, before = 0;
+    for (std::uint32_t x = column; x < all_parts; x += columns) {
+      before += view.partial[x];
+      all += view.partial[all_parts + x];
+    }
+    if (column < groups) view.start[column] = before;
+    view.total[column] = all;
+  }
+  b.sync();
+}
+
+/// Three times 32 words: for `highest_of_block` and, in turn, for `scan_block`.
+struct scan_room {
+  std::uint32_t word[3][warp_size];
+};
+
+inline constexpr std::uint32_t most_rows = 0x7fffffff;
+
+/// a + b, at most most_rows: associative, so that sums beyond all row numbers do no harm.
+MOE_HOST_DEVICE constexpr std::uint32_t add_rows(std::uint32_t a, std::uint32_t b) noexcept {
+  std::uint32_t const sum = a + b;
+  return sum < most_rows ? sum : most_rows;
+}
+
+/// The sum of add_rows over the lanes up to this one.
+template <thread_block B>
+MOE_HOST_DEVICE inline std::uint32_t scan_warp(B& b, std::uint32_t n) {
+  int const lane = b.thread() % warp_size;
+  MOE_UNROLL
+  for (int d = 1; d < warp_size; d *= 2) {
+    std::uint32_t const below = b.shuffle_up(all_lanes, n, d);
+    if (lane >= d) n = add_rows(n, below);
+  }
+  return n;
+}
+
+struct block_sum {
+  std::uint32_t before;  ///< Of the threads below.
+  std::uint32_t all;
+};
+
+/// The sums of n by add_rows. `turn` differs from one call to the next.
+template <int Threads, thread_block B>
+MOE_HOST_DEVICE inline block_sum scan_block(B& b, scan_room& room, int turn, std::uint32_t n) {
+  constexpr int warps = Threads / warp_size;
+  int const lane = b.thread() % warp_size, warp = b.thread() / warp_size;
+  std::uint32_t* const sums = room.word[1 + turn % 2];
+  std::uint32_t const own = scan_warp(b, n);
+  std::uint32_t const below = b.shuffle_up(all_lanes, own, 1);
+  if (lane == warp_size - 1) sums[warp] = own;
+  b.sync();
+  std::uint32_t const upto = scan_warp(b, lane < warps ? sums[lane] : 0u);
+  std::uint32_t const warps_before = b.shuffle(all_lanes, upto, warp == 0 ? 0 : warp - 1);
+  block_sum s;
+  s.before = add_rows(warp == 0 ? 0u : warps_before, lane == 0 ? 0u : below);
+  s.all = b.shuffle(all_lanes, upto, warp_size - 1);
+  return s;
+}
+
+/// The highest n of the block.
+template <int Threads, thread_block B>
+MOE_HOST_DEVICE inline std::uint32_t highest_of_block(B& b, scan_room& room, std::uint32_t n) {
+  int const lane = b.thread() % warp_size;
+  std::uint32_t const own = b.highest(all_lanes, n);
+  if (lane == 0) room.word[0][b.thread() / warp_size] = own;
+  b.sync();
+  return b.highest(all_lanes, lane < Threads / warp_size ? room.word[0][lane] : 0u);
+}
+
+/// The sum of n over the warp's lanes, in each of them. Often there is none at all.
+template <thread_block B>
+MOE_HOST_DEVICE inline std::uint32_t sum_warp(B& b, std::uint32_t n) {
+  if (b.ballot(all_lanes, n != 0) == 0) return 0;
+  MOE_UNROLL
+  for (int bits = warp_size / 2; bits > 0; bits /= 2) n += b.shuffle_xor(all_lanes, n, bits);
+  return n;
+}
+
+}  // namespace detail
+}  // namespace moe::inline MOE_ABI
