@@ -32,7 +32,8 @@ template <kernel_executor X, class Gate, class Overflow>
 std::size_t preset_scratch(X const& exec, preset<Gate, Overflow> const& p, std::int64_t T, int E,
                            int P = 0, int sources = 1) {
   memory_size gradients;
-  gradients.add<float>(T * p.gate.k()).add<float>(E);
+  gradients.add<float>(T * p.gate.k());
+  gradients.add<float>(E);
   return std::max(gradients.bytes() + load_balance_scratch(exec, T, E),
                   gate_sums_bytes(T, E) +
                       build_table_scratch(exec, preset_table_shape(p, T, E, P, sources)));
