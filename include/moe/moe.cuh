@@ -6,10 +6,16 @@
 #include <moe/dispatch/combine.cuh>
 #include <moe/dispatch/dispatch.cuh>
 #include <moe/gate/jitter.cuh>
+#include <moe/gate/preset.cuh>
 #include <moe/gate/project_and_route.cuh>
 #include <moe/gate/route.cuh>
 #include <moe/loss/gate_losses.cuh>
 #include <moe/loss/importance.cuh>
 #include <moe/loss/load_balance.cuh>
 #include <moe/loss/z_loss.cuh>
+#include <moe/routing/build_table.cuh>
+#include <moe/routing/kept_weights.cuh>
+#include <moe/routing/routing.cuh>
+#include <moe/routing/routing_table.cuh>
+#include <moe/routing/statistics.cuh>
 #include <moe/moe.hpp>
