@@ -13,9 +13,9 @@
 #include <moe/loss/importance.cuh>
 #include <moe/loss/load_balance.cuh>
 #include <moe/loss/z_loss.cuh>
+#include <moe/moe.hpp>
 #include <moe/routing/build_table.cuh>
 #include <moe/routing/kept_weights.cuh>
 #include <moe/routing/routing.cuh>
 #include <moe/routing/routing_table.cuh>
 #include <moe/routing/statistics.cuh>
-#include <moe/moe.hpp>

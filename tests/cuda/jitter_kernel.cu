@@ -5,6 +5,5 @@
 
 template __global__ void moe::run_kernel(moe::jitter_kernel<256>, moe::matrix_view<float const>,
                                          float, moe::batch, moe::matrix_view<float>);
-template __global__ void moe::run_kernel(moe::jitter_kernel<256>,
-                                         moe::matrix_view<moe::bf16 const>, float, moe::batch,
-                                         moe::matrix_view<moe::bf16>);
+template __global__ void moe::run_kernel(moe::jitter_kernel<256>, moe::matrix_view<moe::bf16 const>,
+                                         float, moe::batch, moe::matrix_view<moe::bf16>);

@@ -92,7 +92,8 @@ TEST_CASE("gate/preset on kernels: DeepSpeed's, masked tokens in the loss, rando
 }
 
 TEST_CASE("gate/preset on kernels: Tutel's and Switch's, by position and by priority") {
-  check_preset(moe::tutel_topk({.k = 3, .capacity_factor = 0.9, .batch_prioritized_routing = true}));
+  check_preset(
+      moe::tutel_topk({.k = 3, .capacity_factor = 0.9, .batch_prioritized_routing = true}));
   check_preset(moe::switch_transformer({.capacity_factor = 0.9}));
 }
 

@@ -34,9 +34,9 @@ std::size_t preset_scratch(X const& exec, preset<Gate, Overflow> const& p, std::
   memory_size gradients;
   gradients.add<float>(T * p.gate.k());
   gradients.add<float>(E);
-  return std::max(gradients.bytes() + load_balance_scratch(exec, T, E),
-                  gate_sums_bytes(T, E) +
-                      build_table_scratch(exec, preset_table_shape(p, T, E, P, sources)));
+  return std::max(
+      gradients.bytes() + load_balance_scratch(exec, T, E),
+      gate_sums_bytes(T, E) + build_table_scratch(exec, preset_table_shape(p, T, E, P, sources)));
 }
 
 /// apply_preset on a GPU: route, build_table, weigh_kept, load_balance.
