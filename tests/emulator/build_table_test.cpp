@@ -246,11 +246,11 @@ TEST_CASE("emulator/build_table: pairs about those of one block, of one tile, of
 }
 
 TEST_CASE("emulator/build_table: groups about the room that shared memory has") {
-  for (int const E : {511, 512, 513, 1023, 1024, 1025, 1500})
+  for (int const E : {1021, 1023, 1024, 1025, 1500})
     for (int const T : {30, 200})
       for (std::size_t r = 0; r < std::size(some_rules); ++r) {
         if (r % 3 != static_cast<std::size_t>(E) % 3) continue;
-        if (moe_test::has_thread_sanitizer && E % 512 != 1) continue;
+        if (moe_test::has_thread_sanitizer && E != 1025) continue;
         CAPTURE(E);
         check(executor(), drawn_case(T, 2, E, some_rules[r]));
       }
@@ -262,9 +262,9 @@ TEST_CASE("emulator/build_table: the counts of a gate spare a launch") {
   for (int const chunk : {1, 7, 64, 100, 500})
     for (std::size_t r = 0; r < std::size(some_rules); ++r) {
       if (moe_test::has_thread_sanitizer && chunk != 7) continue;
-      drawn_case c(150, 2, 11, some_rules[r]);
+      drawn_case c(150, 2, 12, some_rules[r]);
       for (std::size_t i = 0; i < c.expert.size(); i += 13) c.expert[i] = moe::no_candidate;
-      for (std::size_t i = 5; i < c.expert.size(); i += 17) c.expert[i] = 11;
+      for (std::size_t i = 5; i < c.expert.size(); i += 17) c.expert[i] = 12;
       for (std::size_t i = 0; i < c.expert.size(); i += 22) c.expert[i] = moe::invalid_token;
       for (int t = 0; t < 150; ++t) c.live.push_back(t % 9 != 2);
       c.routing.tokens.live = c.live.data();
@@ -275,7 +275,7 @@ TEST_CASE("emulator/build_table: the counts of a gate spare a launch") {
       check(executor(), c);
     }
   // They are used: a count of what is not there makes another table.
-  drawn_case c(150, 2, 11);
+  drawn_case c(150, 2, 12);
   auto counts = counts_of(c.routing, 10);
   c.routing.chunk_counts = {10, 15, counts.data()};
   ++counts[0];
@@ -284,6 +284,11 @@ TEST_CASE("emulator/build_table: the counts of a gate spare a launch") {
         moe::build_table(on, c.routing, c.rules, scratch, table);
       });
   CHECK(found.wanted[0] == counts_of(c.routing, 150)[0] + 1);
+  // Unless their rows are not aligned: E is no multiple of four.
+  drawn_case odd(150, 2, 11);
+  counts.assign(counts.size(), 99);
+  odd.routing.chunk_counts = {10, 15, counts.data()};
+  check(executor(), odd);
 }
 
 TEST_CASE("emulator/build_table: a user's rule for full experts") {

@@ -52,28 +52,27 @@ MOE_HOST_DEVICE inline int count_lanes(std::uint32_t lanes) noexcept {
 /// Cost.      On a GPU one instruction each.
 /// Models.    `cuda_block`; the block emulator of the tests.
 template <class B>
-concept thread_block =
-    requires(B& b, B const& c, std::uint32_t lanes, int i, bool holds, std::int32_t* counter,
-             std::int32_t n, std::int64_t* long_counter, std::uint64_t key, float v) {
-      { c.thread() } -> std::same_as<int>;
-      { c.threads() } -> std::same_as<int>;
-      { c.block() } -> std::same_as<int>;
-      { c.blocks() } -> std::same_as<int>;
-      { b.sync() } -> std::same_as<void>;
-      { b.sync_warp(lanes) } -> std::same_as<void>;
-      { b.shuffle(lanes, v, i) } -> std::same_as<float>;
-      { b.shuffle_xor(lanes, v, i) } -> std::same_as<float>;
-      { b.shuffle_xor(lanes, key, i) } -> std::same_as<std::uint64_t>;
-      { b.shuffle_up(lanes, n, i) } -> std::same_as<std::int32_t>;
-      { b.ballot(lanes, holds) } -> std::same_as<std::uint32_t>;
-      { b.match_any(lanes, n) } -> std::same_as<std::uint32_t>;
-      { b.highest(lanes, lanes) } -> std::same_as<std::uint32_t>;
-      { b.atomic_add(counter, n) } -> std::same_as<std::int32_t>;
-      { b.atomic_add(long_counter, n) } -> std::same_as<std::int64_t>;
-      { b.arrive(counter) } -> std::same_as<std::int32_t>;
-      { b.wait_for_previous() } -> std::same_as<void>;
-      { b.let_next_start() } -> std::same_as<void>;
-    };
+concept thread_block = requires(B& b, B const& c, std::uint32_t lanes, int i, bool holds,
+                                std::int32_t* counter, std::int32_t n, std::uint64_t key, float v) {
+  { c.thread() } -> std::same_as<int>;
+  { c.threads() } -> std::same_as<int>;
+  { c.block() } -> std::same_as<int>;
+  { c.blocks() } -> std::same_as<int>;
+  { b.sync() } -> std::same_as<void>;
+  { b.sync_warp(lanes) } -> std::same_as<void>;
+  { b.shuffle(lanes, v, i) } -> std::same_as<float>;
+  { b.shuffle_xor(lanes, v, i) } -> std::same_as<float>;
+  { b.shuffle_xor(lanes, key, i) } -> std::same_as<std::uint64_t>;
+  { b.shuffle_up(lanes, n, i) } -> std::same_as<std::int32_t>;
+  { b.ballot(lanes, holds) } -> std::same_as<std::uint32_t>;
+  { b.match_any(lanes, n) } -> std::same_as<std::uint32_t>;
+  { b.highest(lanes, lanes) } -> std::same_as<std::uint32_t>;
+  { b.atomic_add(counter, n) } -> std::same_as<std::int32_t>;
+  { b.atomic_add(static_cast<std::int64_t*>(nullptr), n) } -> std::same_as<std::int64_t>;
+  { b.arrive(counter) } -> std::same_as<std::int32_t>;
+  { b.wait_for_previous() } -> std::same_as<void>;
+  { b.let_next_start() } -> std::same_as<void>;
+};
 
 #if MOE_IS_CUDA
 

@@ -32,25 +32,19 @@ struct table_chunks {
   std::uint32_t size = 0;  ///< A multiple of `unit`.
   std::uint32_t blocks = 1;
 
-  /// More chunks mean more counts to sum up in each block, fewer mean more pairs for each. The numbers
-  /// are guesses, never timed.
-  static constexpr int enough = 32;
-
-  table_chunks(std::int64_t n, std::int64_t unit, int threads, std::uint32_t tile, int processors) {
-    std::int64_t chunks = 1;
-    if (n > 2 * std::int64_t{tile}) {
-      chunks = std::min<std::int64_t>((n + threads - 1) / threads, std::min(enough, processors));
-      chunks =
-          std::max<std::int64_t>(chunks, std::min<std::int64_t>((n + tile - 1) / tile, processors));
-    }
+  /// More chunks mean more counts to sum up in each block, fewer mean more pairs for each. A block
+  /// has time for two tiles while another kernel would start. Guesses, never timed.
+  table_chunks(std::int64_t n, std::int64_t unit, std::uint32_t tile, int processors) {
+    std::int64_t const tiles = (n + tile - 1) / tile;
+    std::int64_t const chunks = tiles <= 2 ? 1 : std::min<std::int64_t>(tiles, processors);
     std::int64_t const least = (n + chunks - 1) / chunks;
     size = static_cast<std::uint32_t>(std::max<std::int64_t>((least + unit - 1) / unit, 1) * unit);
     blocks = static_cast<std::uint32_t>(std::max<std::int64_t>((n + size - 1) / size, 1));
   }
 
   /// A bound of blocks.
-  static std::int64_t most(std::int64_t n, int least_threads, int processors) {
-    return std::min<std::int64_t>(n / least_threads + 1, std::max(processors, 1));
+  static std::int64_t most(std::int64_t n, std::uint32_t tile, int processors) {
+    return std::min<std::int64_t>(n / tile + 1, std::max(processors, 1));
   }
 };
 
@@ -82,11 +76,10 @@ struct user_priority {
   }
 };
 
-/// Groups whose counters shared memory has room for, with as many threads; more lie in scratch.
-inline constexpr int few_groups = 512, few_groups_threads = 1024;
-inline constexpr int many_groups = 1024, many_groups_threads = 512;
-inline constexpr int any_groups_threads = 512;
-inline constexpr int settle_threads = 256;
+/// Groups whose counters shared memory has room for; those of more lie in scratch.
+inline constexpr int shared_groups = 1024;
+/// Of a block: with more, each does less, and the steps that all go through take longer. A guess.
+inline constexpr int table_threads = 256;
 
 template <kernel_executor X>
 struct gpu_table_build {
@@ -101,11 +94,13 @@ struct gpu_table_build {
                            site);
   }
 
-  /// The counts of a gate, if they are of these groups and in this order of tokens.
+  /// The counts of a gate, if they are of these groups, in this order of tokens, and aligned.
   template <class V>
   pair_counts usable_counts(basic_routing<V> const& in) const {
     bool const usable = in.chunk_counts.chunk >= 1 && job.sources == 1 && !job.choice_major &&
-                        job.token_begin == nullptr && job.token_order == nullptr;
+                        job.token_begin == nullptr && job.token_order == nullptr &&
+                        job.groups % 4 == 0 &&
+                        reinterpret_cast<std::uintptr_t>(in.chunk_counts.counts) % 16 == 0;
     return usable ? in.chunk_counts : pair_counts{};
   }
 
@@ -149,9 +144,9 @@ struct gpu_table_build {
   template <class V>
   void rank_tokens(basic_routing<V> const& in) {
     if (in.T == 0) return;
-    constexpr int threads = threads_of<X>(few_groups_threads);
+    constexpr int threads = threads_of<X>(table_threads);
     sort_tokens_kernel<V, threads> const kernel{};
-    table_chunks const chunks(in.T, 1, threads, kernel.tile, exec.processors());
+    table_chunks const chunks(in.T, 1, kernel.tile, exec.processors());
     auto* const a = take<std::uint64_t>(in.T);
     auto* const b = take<std::uint64_t>(in.T);
     auto* const counts = take<std::int32_t>(std::int64_t{chunks.blocks} * 256);
@@ -174,24 +169,23 @@ struct gpu_table_build {
   }
 
   /// Launches the kernel for as many groups, over all pairs.
-  template <int MaxGroups, int UsefulThreads, class Priority>
-  void build(Priority const& priority, pair_counts const& given) {
-    constexpr int threads = threads_of<X>(UsefulThreads);
+  template <int MaxGroups, class Priority>
+  void build_with(Priority const& priority, pair_counts const& given) {
+    constexpr int threads = threads_of<X>(table_threads);
     build_table_kernel<MaxGroups, threads, Priority> const kernel{priority};
     std::int64_t const unit =
         given.counts != nullptr ? given.chunk * std::int64_t{job.K} : std::int64_t{1};
-    table_chunks chunks(job.positions, 1, threads, kernel.tile, exec.processors());
+    table_chunks chunks(job.positions, 1, kernel.tile, exec.processors());
     bool const counted = given.counts != nullptr && chunks.blocks > 1;
-    if (counted)
-      chunks = table_chunks(job.positions, unit, threads, kernel.tile, exec.processors());
+    if (counted) chunks = table_chunks(job.positions, unit, kernel.tile, exec.processors());
     job.chunk = chunks.size;
-    job.stride = job.groups + (counted ? std::uint32_t{met_unsound} : std::uint32_t{met_columns});
+    job.columns = counted ? job.groups + met_unsound : columns_of(job.groups);
     if (counted) {
       job.counted = given.counts;
       job.counted_chunks = static_cast<std::uint32_t>(given.chunks);
       job.counted_of_block = static_cast<std::uint32_t>(chunks.size / unit);
     } else {
-      job.counted = take<std::int32_t>(std::int64_t{chunks.blocks} * job.stride);
+      job.counted = take<std::int32_t>(std::int64_t{chunks.blocks} * job.columns);
       job.counted_chunks = chunks.blocks;
     }
     if constexpr (MaxGroups == 0) {
@@ -216,13 +210,10 @@ struct gpu_table_build {
   /// @param given  What a gate has counted of the same pairs in the same order; or nothing.
   template <class Priority>
   void build(Priority const& priority, pair_counts const& given) {
-    if (job.groups <= few_groups) {
-      build<few_groups, few_groups_threads>(priority, given);
-    } else if (job.groups <= many_groups) {
-      build<many_groups, many_groups_threads>(priority, given);
-    } else {
-      build<0, any_groups_threads>(priority, given);
-    }
+    if (job.groups <= shared_groups)
+      build_with<shared_groups>(priority, given);
+    else
+      build_with<0>(priority, given);
   }
 
   template <class Priority>
@@ -236,7 +227,7 @@ struct gpu_table_build {
     }
     build(priority, given);
     if (!overflows || job.positions == 0) return;
-    constexpr int threads = threads_of<X>(settle_threads);
+    constexpr int threads = threads_of<X>(table_threads);
     std::int64_t const most = 8 * std::int64_t{exec.processors()};
     std::int64_t const blocks = (std::int64_t{job.positions} + threads - 1) / threads;
     exec.launch("build_table", select_slots_kernel<threads>{},
@@ -250,12 +241,11 @@ constexpr bool drops_nothing(capacity_rule const& rule) noexcept {
   return !is_static(rule) && (rule.rule == capacity_rule::kind::dropless || rule.factor == 0);
 }
 
-/// @param threads  The fewest of a block.
-inline std::size_t gpu_table_scratch(table_shape const& shape, int threads,
+inline std::size_t gpu_table_scratch(table_shape const& shape, int threads, std::uint32_t tile,
                                      int processors) noexcept {
   std::int64_t const groups = static_cast<std::int64_t>(shape.E) * shape.sources;
   std::int64_t const pairs = shape.T * shape.K;
-  std::int64_t const blocks = table_chunks::most(pairs, threads, processors);
+  std::int64_t const blocks = table_chunks::most(pairs, tile, processors);
   auto const counters = static_cast<std::int64_t>(counter_bytes(groups, threads));
   return memory_size()
       .add<std::uint64_t>(shape.T)
@@ -266,8 +256,8 @@ inline std::size_t gpu_table_scratch(table_shape const& shape, int threads,
       .add<std::uint32_t>(groups)
       .add<std::uint32_t>(groups)
       .add<std::uint32_t>(pairs)
-      .add<std::int32_t>(blocks * (groups + met_columns))
-      .add<std::byte>(groups <= many_groups ? 0 : blocks * counters)
+      .add<std::int32_t>(blocks * columns_of(static_cast<std::uint32_t>(groups)))
+      .add<std::byte>(groups <= shared_groups ? 0 : blocks * counters)
       .bytes();
 }
 
@@ -278,8 +268,8 @@ inline std::size_t gpu_table_scratch(table_shape const& shape, int threads,
 /// @pre  shape has T >= 0, K, E, sources >= 1.
 template <kernel_executor X>
 std::size_t build_table_scratch(X const& exec, table_shape const& shape) noexcept {
-  return detail::gpu_table_scratch(shape, threads_of<X>(detail::any_groups_threads),
-                                   exec.processors());
+  constexpr int threads = threads_of<X>(detail::table_threads);
+  return detail::gpu_table_scratch(shape, threads, detail::tile_of<threads>, exec.processors());
 }
 
 /// As for `cpu`: the same table, index for index. All arrays, those of in, map and table too, are on the
@@ -291,7 +281,7 @@ std::size_t build_table_scratch(X const& exec, table_shape const& shape) noexcep
 /// at most T * K, then no pair has a row, counts->refused is the number of all pairs, and the other
 /// counts, begin, used and wanted are 0.
 /// @throws precondition_error as for `cpu`, of what the host can see.
-/// @note  Enqueues: one kernel for up to about 8000 pairs, two for more, one more if the map has
+/// @note  Enqueues: one kernel for up to 2048 pairs, two for more, one more if the map has
 ///        replicas; overflow by priority takes two more, batch_prioritised four or eight more.
 ///        Allocates nothing, waits for nothing. Integer atomics only to check a map of replicas.
 template <kernel_executor X, class V>

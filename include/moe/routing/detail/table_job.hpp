@@ -66,8 +66,8 @@ inline device_capacity capacity_on_device(capacity_rule rule, std::int64_t T, in
 
 /// Instead of a group: why a pair has none, and what is to be counted for it.
 enum pair_fate : std::int32_t {
-  dead = -1,  ///< No row, and counted elsewhere.
-  dead_missing = -2,
+  dead = -1,          ///< No row, and counted elsewhere.
+  dead_missing = -2,  ///< -2 - met_column
   dead_out_of_range = -3,
   dead_masked = -4,     ///< First pair of a token that is masked,
   dead_invalid = -5,    ///< or invalid.
@@ -119,10 +119,10 @@ struct table_job {
   // The work.
   unsigned phases = 0;
   std::uint32_t chunk = 0;          ///< Positions of a block.
-  std::int32_t* counted = nullptr;  ///< [counted_chunks,stride]: pairs by group, then met_column.
+  std::int32_t* counted = nullptr;  ///< [counted_chunks,columns]: pairs by group, then met_column.
   std::uint32_t counted_chunks = 0;
   std::uint32_t counted_of_block = 1;  ///< Counted chunks that make up a block's.
-  std::uint32_t stride = 0;            ///< groups + 4, or groups + met_columns
+  std::uint32_t columns = 0;           ///< groups + 4, or columns_of(groups)
   std::byte* counters = nullptr;       ///< Of each block, where they do not fit its shared memory.
   std::size_t counter_bytes = 0;
 
