@@ -137,10 +137,25 @@ struct cuda_block {
 
 static_assert(thread_block<cuda_block<128>>);
 
+namespace detail {
+
+/// Kernel::resident_blocks, if it has one: blocks that a multiprocessor is to have room for. ptxas, not
+/// told, keeps some registers in memory so that more blocks would fit than there are.
+template <class Kernel>
+constexpr int resident_blocks() {
+  if constexpr (requires { Kernel::resident_blocks; })
+    return Kernel::resident_blocks;
+  else
+    return 0;
+}
+
+}  // namespace detail
+
 /// The CUDA entry of a kernel body, which `gpu::launch` calls; a user's own launch is
 /// run_kernel<<<blocks, Kernel::threads, 0, stream>>>(kernel, args...).
 template <class Kernel, class... Args>
-__global__ void __launch_bounds__(Kernel::threads) run_kernel(Kernel kernel, Args... args) {
+__global__ void __launch_bounds__(Kernel::threads, detail::resident_blocks<Kernel>())
+    run_kernel(Kernel kernel, Args... args) {
   static_assert(std::is_trivially_default_constructible_v<typename Kernel::shared>);
   __shared__ typename Kernel::shared shared;
   cuda_block<Kernel::threads> block;

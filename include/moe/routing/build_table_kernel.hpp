@@ -33,7 +33,7 @@ struct in_place {};
 ///                    the map says.
 template <int MaxGroups, int Threads, class Priority>
 struct build_table_kernel {
-  static constexpr int threads = Threads;
+  static constexpr int threads = Threads, resident_blocks = 1;
   static constexpr bool mapped = !std::is_same_v<Priority, in_place>;
   static constexpr int items = detail::items_of<Threads>;
   static constexpr std::uint32_t tile = detail::tile_of<Threads>;

@@ -180,7 +180,7 @@ struct settle_pairs_kernel {
 /// places, or both if one block has all tokens.
 template <class V, int Threads>
 struct sort_tokens_kernel {
-  static constexpr int threads = Threads;
+  static constexpr int threads = Threads, resident_blocks = 1;
   static constexpr int items = detail::items_of<Threads>;
   static constexpr std::uint32_t tile = detail::tile_of<Threads>, digits = 256;
 
