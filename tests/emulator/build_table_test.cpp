@@ -310,6 +310,32 @@ TEST_CASE("emulator/build_table: a user's rule for full experts") {
   }
 }
 
+TEST_CASE("emulator/build_table: positions far from zero are divided rightly") {
+  std::mt19937 random(10);
+  constexpr std::uint32_t end = 0x80000000u;
+  std::vector<std::uint32_t> numbers{1, 2, 3, 7, 8, 9, 0x40000000u, 0x40000001u, end - 2, end - 1};
+  for (int i = 0; i < 300; ++i) numbers.push_back(1 + (random() >> (1 + i % 31)) % (end - 1));
+  bool right = true;
+  for (std::uint32_t const by : numbers) {
+    moe::detail::divisor const d(by);
+    for (std::uint32_t const n : numbers)
+      for (std::uint32_t const x : {n - 1, n, n / by * by, n / by * by - (n >= by ? 1 : 0)})
+        right = right && d.quotient(x) == x / by;
+  }
+  CHECK(right);
+}
+
+TEST_CASE("emulator/build_table: a device knows the capacity that the CPU does") {
+  using namespace moe::capacity;
+  for (auto const& rule : {dropless(), dropless(7), fixed(9), tutel(0, 4), tutel(-1.5, 3), tutel(2),
+                           gshard(), deepspeed(), switch_transformer()})
+    for (std::int64_t const load : {0, 1, 6, 20, 1000, 2147483647})
+      for (bool const training : {false, true})
+        CHECK(moe::detail::capacity_on_device(rule, 100, 9, 2, training)
+                  .of(static_cast<std::uint32_t>(load)) ==
+              rows_of(rule, 100, 9, 2, training, load));
+}
+
 TEST_CASE("emulator/build_table: a capacity of nothing drops all, by any rule") {
   for (auto const when_full : {moe::overflow::position, moe::overflow::score})
     check(executor(), drawn_case(40, 2, 50,

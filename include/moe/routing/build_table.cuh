@@ -32,11 +32,15 @@ struct table_chunks {
   std::uint32_t size = 0;  ///< A multiple of `unit`.
   std::uint32_t blocks = 1;
 
-  /// More chunks mean more counts to sum up in each block, fewer mean more pairs for each. A block
-  /// has time for two tiles while another kernel would start. Guesses, never timed.
-  table_chunks(std::int64_t n, std::int64_t unit, std::uint32_t tile, int processors) {
+  /// More chunks mean more counts to sum up, by every block, fewer mean more pairs for each. A block
+  /// has time for two tiles while another kernel would start, and a device for eight megabytes of
+  /// counts. Guesses, never timed.
+  table_chunks(std::int64_t n, std::int64_t unit, std::uint32_t tile, std::int64_t columns,
+               int processors) {
     std::int64_t const tiles = (n + tile - 1) / tile;
-    std::int64_t const chunks = tiles <= 2 ? 1 : std::min<std::int64_t>(tiles, processors);
+    std::int64_t most = processors;
+    while (most > 32 && most * most * columns > 2 << 20) --most;
+    std::int64_t const chunks = tiles <= 2 ? 1 : std::min(tiles, most);
     std::int64_t const least = (n + chunks - 1) / chunks;
     size = static_cast<std::uint32_t>(std::max<std::int64_t>((least + unit - 1) / unit, 1) * unit);
     blocks = static_cast<std::uint32_t>(std::max<std::int64_t>((n + size - 1) / size, 1));
@@ -126,6 +130,7 @@ struct gpu_table_build {
     job.positions = job.T * job.K;
     job.choice_major = rules.rank == order::choice_major;
     job.inner = divisor(job.choice_major ? std::max(job.T, 1u) : job.K);
+    job.by_sources = divisor(job.sources);
     job.map = map;
     job.rows = rules.rows;
     job.align = word(rules.align);
@@ -146,7 +151,7 @@ struct gpu_table_build {
     if (in.T == 0) return;
     constexpr int threads = threads_of<X>(table_threads);
     sort_tokens_kernel<V, threads> const kernel{};
-    table_chunks const chunks(in.T, 1, kernel.tile, exec.processors());
+    table_chunks const chunks(in.T, 1, kernel.tile, 256, exec.processors());
     auto* const a = take<std::uint64_t>(in.T);
     auto* const b = take<std::uint64_t>(in.T);
     auto* const counts = take<std::int32_t>(std::int64_t{chunks.blocks} * 256);
@@ -175,9 +180,10 @@ struct gpu_table_build {
     build_table_kernel<MaxGroups, threads, Priority> const kernel{priority};
     std::int64_t const unit =
         given.counts != nullptr ? given.chunk * std::int64_t{job.K} : std::int64_t{1};
-    table_chunks chunks(job.positions, 1, kernel.tile, exec.processors());
+    table_chunks chunks(job.positions, 1, kernel.tile, job.groups, exec.processors());
     bool const counted = given.counts != nullptr && chunks.blocks > 1;
-    if (counted) chunks = table_chunks(job.positions, unit, kernel.tile, exec.processors());
+    if (counted)
+      chunks = table_chunks(job.positions, unit, kernel.tile, job.groups, exec.processors());
     job.chunk = chunks.size;
     job.columns = counted ? job.groups + met_unsound : columns_of(job.groups);
     if (counted) {

@@ -28,8 +28,8 @@ class divisor {
     factor_ = static_cast<std::uint32_t>(((std::uint64_t{1} << shift_) + by - 1) / by);
   }
   MOE_HOST_DEVICE constexpr std::uint32_t value() const noexcept { return by_; }
-  /// n / value().
-  /// @pre  n < 2^31: factor is too great by less than 2^(shift - 31) / 2^shift.
+  /// n / value(): factor * value() exceeds 2^shift by less than 2^(shift - 31), which n times is nothing.
+  /// @pre  n < 2^31.
   MOE_HOST_DEVICE constexpr std::uint32_t quotient(std::uint32_t n) const noexcept {
     return static_cast<std::uint32_t>(std::uint64_t{n} * factor_ >> shift_);
   }
@@ -103,6 +103,7 @@ struct table_job {
   std::uint32_t positions = 0;  ///< T * K
   divisor inner;                ///< K, or T if choice_major.
   bool choice_major = false;
+  divisor by_sources;
 
   // The rules.
   expert_map map{};
@@ -135,7 +136,7 @@ struct table_job {
   static constexpr std::uint32_t not_full = 0xffffffffu;
 
   MOE_HOST_DEVICE std::uint32_t expert_of(std::uint32_t g) const noexcept {
-    return sources == 1 ? g : g / sources;
+    return by_sources.quotient(g);
   }
   /// What row_of says of a pair of expert e that is not kept.
   MOE_HOST_DEVICE std::int32_t without_row(int e) const noexcept {
