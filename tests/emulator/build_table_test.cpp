@@ -207,7 +207,9 @@ TEST_CASE("emulator/build_table: random cases in double") {
 
 TEST_CASE("emulator/build_table: no tokens, one token, one expert, all to one expert") {
   on_executors([](executor const& exec) {
-    for (moe::table_rules const& rules : some_rules) {
+    for (std::size_t r = 0; r < std::size(some_rules); ++r) {
+      if (moe_test::has_thread_sanitizer && r % 3 != 0) continue;
+      moe::table_rules const& rules = some_rules[r];
       check(exec, drawn_case(0, 2, 5, rules));
       check(exec, drawn_case(1, 3, 5, rules));
       check(exec, drawn_case(21, 2, 1, rules));
@@ -242,7 +244,8 @@ TEST_CASE("emulator/build_table: pairs about those of one block, of one tile, of
       CAPTURE(r);
       check(executor(moe_test::schedule::one_warp_ahead), drawn_case(n, 1, 7, some_rules[r]));
     }
-  for (moe::table_rules const& rules : some_rules) check(executor(), drawn_case(111, 3, 7, rules));
+  for (moe::table_rules const& rules : some_rules)
+    if (!moe_test::has_thread_sanitizer) check(executor(), drawn_case(111, 3, 7, rules));
 }
 
 TEST_CASE("emulator/build_table: groups about the room that shared memory has") {
@@ -261,7 +264,7 @@ TEST_CASE("emulator/build_table: groups about the room that shared memory has") 
 TEST_CASE("emulator/build_table: the counts of a gate spare a launch") {
   for (int const chunk : {1, 7, 64, 100, 500})
     for (std::size_t r = 0; r < std::size(some_rules); ++r) {
-      if (moe_test::has_thread_sanitizer && chunk != 7) continue;
+      if (moe_test::has_thread_sanitizer && (chunk != 7 || r % 3 != 0)) continue;
       drawn_case c(150, 2, 12, some_rules[r]);
       for (std::size_t i = 0; i < c.expert.size(); i += 13) c.expert[i] = moe::no_candidate;
       for (std::size_t i = 5; i < c.expert.size(); i += 17) c.expert[i] = 12;
@@ -314,7 +317,8 @@ TEST_CASE("emulator/build_table: positions far from zero are divided rightly") {
   std::mt19937 random(10);
   constexpr std::uint32_t end = 0x80000000u;
   std::vector<std::uint32_t> numbers{1, 2, 3, 7, 8, 9, 0x40000000u, 0x40000001u, end - 2, end - 1};
-  for (int i = 0; i < 300; ++i) numbers.push_back(1 + (random() >> (1 + i % 31)) % (end - 1));
+  for (int i = 0; i < 300; ++i)
+    numbers.push_back(1 + (static_cast<std::uint32_t>(random()) >> (1 + i % 31)) % (end - 1));
   bool right = true;
   for (std::uint32_t const by : numbers) {
     moe::detail::divisor const d(by);
@@ -350,7 +354,7 @@ void check_refused(table_case<float> const& c, std::int64_t pairs, std::int64_t 
   static int calls = 0;
   for (auto const when_full :
        {moe::overflow::position, moe::overflow::score, moe::overflow::batch_prioritised}) {
-    if (moe_test::has_thread_sanitizer && calls++ % 4 != 0) continue;
+    if (moe_test::has_thread_sanitizer && calls++ % 7 != 0) continue;
     moe::table_rules rules = c.rules;
     rules.when_full = when_full;
     int const P = c.map.P == 0 ? c.routing.E : c.map.P;

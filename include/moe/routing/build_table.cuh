@@ -46,8 +46,8 @@ struct table_chunks {
     blocks = static_cast<std::uint32_t>(std::max<std::int64_t>((n + size - 1) / size, 1));
   }
 
-  /// A bound of blocks.
-  static std::int64_t most(std::int64_t n, std::uint32_t tile, int processors) {
+  /// A bound of `blocks`.
+  static std::int64_t bound(std::int64_t n, std::uint32_t tile, int processors) {
     return std::min<std::int64_t>(n / tile + 1, std::max(processors, 1));
   }
 };
@@ -101,11 +101,13 @@ struct gpu_table_build {
   /// The counts of a gate, if they are of these groups, in this order of tokens, and aligned.
   template <class V>
   pair_counts usable_counts(basic_routing<V> const& in) const {
-    bool const usable = in.chunk_counts.chunk >= 1 && job.sources == 1 && !job.choice_major &&
-                        job.token_begin == nullptr && job.token_order == nullptr &&
-                        job.groups % 4 == 0 &&
-                        reinterpret_cast<std::uintptr_t>(in.chunk_counts.counts) % 16 == 0;
-    return usable ? in.chunk_counts : pair_counts{};
+    pair_counts const& given = in.chunk_counts;
+    bool const usable = given.chunk >= 1 && given.chunk <= in.T &&
+                        given.chunks == (in.T + given.chunk - 1) / given.chunk &&
+                        job.sources == 1 && !job.choice_major && job.token_begin == nullptr &&
+                        job.token_order == nullptr && job.groups % 4 == 0 &&
+                        reinterpret_cast<std::uintptr_t>(given.counts) % 16 == 0;
+    return usable ? given : pair_counts{};
   }
 
   template <class V>
@@ -251,7 +253,7 @@ inline std::size_t gpu_table_scratch(table_shape const& shape, int threads, std:
                                      int processors) noexcept {
   std::int64_t const groups = static_cast<std::int64_t>(shape.E) * shape.sources;
   std::int64_t const pairs = shape.T * shape.K;
-  std::int64_t const blocks = table_chunks::most(pairs, tile, processors);
+  std::int64_t const blocks = table_chunks::bound(pairs, tile, processors);
   auto const counters = static_cast<std::int64_t>(counter_bytes(groups, threads));
   return memory_size()
       .add<std::uint64_t>(shape.T)
