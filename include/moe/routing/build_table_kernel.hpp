@@ -9,6 +9,7 @@
 #include <moe/core/thread_block.hpp>
 #include <moe/core/types.hpp>
 #include <moe/routing/detail/block_layout.hpp>
+#include <moe/routing/detail/block_sums.hpp>
 #include <moe/routing/detail/group_counters.hpp>
 #include <moe/routing/detail/table_job.hpp>
 #include <moe/routing/overflow.hpp>

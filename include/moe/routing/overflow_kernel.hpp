@@ -9,6 +9,7 @@
 #include <moe/core/numeric.hpp>
 #include <moe/core/thread_block.hpp>
 #include <moe/core/types.hpp>
+#include <moe/routing/detail/block_sums.hpp>
 #include <moe/routing/detail/group_counters.hpp>
 #include <moe/routing/detail/pair_walk.hpp>
 #include <moe/routing/detail/table_job.hpp>

@@ -7,6 +7,7 @@
 
 #include <moe/core/config.hpp>
 #include <moe/core/thread_block.hpp>
+#include <moe/routing/detail/block_sums.hpp>
 #include <moe/routing/detail/group_counters.hpp>
 #include <moe/routing/detail/table_job.hpp>
 #include <moe/routing/expert_map.hpp>
