@@ -9,9 +9,10 @@
 using moe::detail::rule_priority;
 using moe::detail::table_job;
 
-template __global__ void moe::run_kernel(moe::build_table_kernel<1024, 256, moe::in_place>,
+template __global__ void moe::run_kernel(
+    moe::build_table_kernel<1024, 256, moe::detail::first_come>, table_job);
+template __global__ void moe::run_kernel(moe::build_table_kernel<0, 256, moe::detail::first_come>,
                                          table_job);
-template __global__ void moe::run_kernel(moe::build_table_kernel<0, 256, moe::in_place>, table_job);
 template __global__ void moe::run_kernel(moe::build_table_kernel<1024, 256, rule_priority<float>>,
                                          table_job);
 template __global__ void moe::run_kernel(moe::build_table_kernel<0, 256, rule_priority<float>>,

@@ -20,10 +20,12 @@ namespace {
 using moe_test::table_case;
 
 /// With blocks enough for a chunk between two others.
-struct executor : moe_test::emulated_gpu {
+template <int Processors>
+struct executor_of : moe_test::emulated_gpu {
   using emulated_gpu::emulated_gpu;
-  int processors() const { return 3; }
+  int processors() const { return Processors; }
 };
+using executor = executor_of<3>;
 
 /// One launch of the 64 threads of a block holds twice as many pairs as it has registers for.
 constexpr int one_block = 2 * 2 * 64;
@@ -101,16 +103,16 @@ std::string difference(exact_table const& found, exact_table const& want) {
          first("used", found.used, want.used) + first("wanted", found.wanted, want.wanted);
 }
 
-template <class V, class Build>
-void check_builds(executor const& exec, table_case<V> const& c, Build const& build) {
+template <class V, class X, class Build>
+void check_builds(X const& exec, table_case<V> const& c, Build const& build) {
   exact_table const want = table_by(moe::cpu{}, c, build);
   exact_table const found = table_by(exec, c, build);
   CHECK(difference(found, want) == "");
   CHECK(moe_test::broken_law(c.routing, c.rules, c.map, found.table) == "");
 }
 
-template <class V>
-void check(executor const& exec, table_case<V> const& c) {
+template <class V, class X>
+void check(X const& exec, table_case<V> const& c) {
   check_builds(exec, c, [&](auto const& on, moe::memory scratch, moe::routing_table& table) {
     moe::build_table(on, c.routing, c.rules, c.map, scratch, table);
   });
@@ -246,6 +248,14 @@ TEST_CASE("emulator/build_table: pairs about those of one block, of one tile, of
     }
   for (moe::table_rules const& rules : some_rules)
     if (!moe_test::has_thread_sanitizer) check(executor(), drawn_case(111, 3, 7, rules));
+}
+
+TEST_CASE("emulator/build_table: many blocks, some with several tiles, one with fewer pairs") {
+  for (std::size_t r = 0; r < std::size(some_rules) && !moe_test::has_thread_sanitizer; ++r) {
+    CAPTURE(r);
+    check(executor_of<40>(), drawn_case(1999, 3, 20, some_rules[r]));
+    check(executor_of<17>(), drawn_case(2500, 2, 33, some_rules[r], 2));
+  }
 }
 
 TEST_CASE("emulator/build_table: groups about the room that shared memory has") {

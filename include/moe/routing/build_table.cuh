@@ -40,8 +40,9 @@ std::size_t build_table_scratch(X const& exec, table_shape const& shape) noexcep
 /// at most T * K, then no pair has a row, counts->refused is the number of all pairs, and the other
 /// counts, begin, used and wanted are 0.
 /// @throws precondition_error as for `cpu`, of what the host can see.
-/// @note  Enqueues: one kernel for up to 2048 pairs, two for more, one more if the map has
-///        replicas; overflow by priority takes two more, batch_prioritised four or eight more.
+/// @note  Enqueues one kernel for up to 2048 pairs, two for more, or three if the map has replicas or
+///        full experts keep pairs by priority, which takes another two; batch_prioritised, four
+///        before them, or eight.
 ///        Allocates nothing, waits for nothing. Integer atomics only to check a map of replicas.
 template <kernel_executor X, class V>
 void build_table(X const& exec, basic_routing<V> const& in, table_rules const& rules,
@@ -56,7 +57,7 @@ void build_table(X const& exec, basic_routing<V> const& in, table_rules const& r
   bool const overflows =
       (by_score || rules.when_full == overflow::random) && !detail::drops_nothing(rules.cap);
   if (!overflows && map.physical_begin == nullptr)
-    return build.build(in_place{}, build.usable_counts(in));
+    return build.build(detail::first_come{}, build.usable_counts(in));
   V const* const score = in.score != nullptr ? in.score : in.weight;
   build.build_by(detail::rule_priority<V>{by_score ? score : nullptr, in.tokens}, overflows,
                  build.usable_counts(in));

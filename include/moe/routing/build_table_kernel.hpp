@@ -17,9 +17,12 @@
 
 namespace moe::inline MOE_ABI {
 
-/// Stands for the priority of `build_table_kernel` where segment g is group g and experts keep their
-/// first pairs.
-struct in_place {};
+namespace detail {
+
+/// Instead of a priority: segment g is group g, and experts keep their first pairs.
+struct first_come {};
+
+}  // namespace detail
 
 /// The passes of build_table, one block for each chunk of pairs: those that job.phases names. Private to
 /// build_table.cuh, but for its name.
@@ -29,13 +32,13 @@ struct in_place {};
 /// count of those before it, as in the loop of one thread, whatever runs when. If a block has all
 /// pairs in one tile, they are read once and stay in registers.
 /// @tparam MaxGroups  Groups whose counters shared memory has room for; 0: they lie in scratch.
-/// @tparam Priority   in_place: each block lays out all segments. Else float(i, t, j, e), for full
+/// @tparam Priority   first_come: each block lays out all segments. Else float(i, t, j, e), for full
 ///                    groups of job.keys; segments are laid out by one block, in the table itself, as
 ///                    the map says.
 template <int MaxGroups, int Threads, class Priority>
 struct build_table_kernel {
   static constexpr int threads = Threads, resident_blocks = 1;
-  static constexpr bool mapped = !std::is_same_v<Priority, in_place>;
+  static constexpr bool mapped = !std::is_same_v<Priority, detail::first_come>;
   static constexpr int items = detail::items_of<Threads>;
   static constexpr std::uint32_t tile = detail::tile_of<Threads>;
 
