@@ -19,8 +19,3 @@
 #include <moe/routing/routing_table.cuh>
 #include <moe/routing/statistics.cuh>
 #include <moe/moe.hpp>
-#include <moe/routing/build_table.cuh>
-#include <moe/routing/kept_weights.cuh>
-#include <moe/routing/routing.cuh>
-#include <moe/routing/routing_table.cuh>
-#include <moe/routing/statistics.cuh>
