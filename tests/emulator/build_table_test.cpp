@@ -3,11 +3,17 @@
 #include <algorithm>
 #include <cstdint>
 #include <doctest/doctest.h>
+#include <limits>
 #include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
+#include <moe/gate/gate.hpp>
+#include <moe/gate/route.cuh>
+#include <moe/gate/score.hpp>
+#include <moe/gate/select.hpp>
+#include <moe/gate/weigh.hpp>
 #include <moe/routing/build_table.cuh>
 #include <moe/routing/build_table.hpp>
 
@@ -302,6 +308,29 @@ TEST_CASE("emulator/build_table: the counts of a gate spare a launch") {
   counts.assign(counts.size(), 99);
   odd.routing.chunk_counts = {10, 15, counts.data()};
   check(executor(), odd);
+}
+
+TEST_CASE("emulator/build_table: what a gate counts is what a table needs") {
+  constexpr int T = 180, E = 12, K = 2;
+  moe::gate<moe::softmax, moe::top_k<K>, moe::renormalised> const gate;
+  draw random{std::mt19937(11)};
+  std::vector<float> logits;
+  std::vector<std::uint8_t> live;
+  for (int i = 0; i < T * E; ++i) logits.push_back(static_cast<float>(random(1000)) / 100);
+  for (int t = 0; t < T; ++t) live.push_back(t % 7 != 3);
+  for (int e = 1; e < E; ++e) logits[static_cast<std::size_t>(5 * E + e)] = moe::no_score<float>;
+  logits[8 * E] = std::numeric_limits<float>::quiet_NaN();
+  moe::matrix_view<float const> const view(logits.data(), T, E);
+  moe::batch const tokens{.live = live.data()};
+  on_executors([&](executor const& exec) {
+    drawn_case c(T, K, E);
+    std::vector<std::byte> room(moe::gate_sums_bytes(T, E));
+    moe::memory from(room.data(), room.size());
+    auto const sums = moe::carve_gate_sums(from, T, E);
+    moe::route(exec, gate, view, tokens, {}, c.routing, {}, sums);
+    CHECK(c.routing.chunk_counts.counts == sums.pairs);
+    check(exec, c);
+  });
 }
 
 TEST_CASE("emulator/build_table: a user's rule for full experts") {

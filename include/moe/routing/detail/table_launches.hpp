@@ -181,10 +181,12 @@ struct gpu_table_build {
   void build_with(Priority const& priority, pair_counts const& given) {
     constexpr int threads = threads_of<X>(table_threads);
     build_table_kernel<MaxGroups, threads, Priority> const kernel{priority};
-    std::int64_t const unit =
-        given.counts != nullptr ? given.chunk * std::int64_t{job.K} : std::int64_t{1};
     table_chunks chunks(job.positions, 1, kernel.tile, job.groups, exec.processors());
-    bool const counted = given.counts != nullptr && chunks.blocks > 1;
+    // Each block adds up all counts: of many small chunks that takes longer than to count again. The
+    // limit is a guess, never timed.
+    bool const counted =
+        given.counts != nullptr && chunks.blocks > 1 && given.chunks * job.groups <= 40000;
+    std::int64_t const unit = counted ? given.chunk * std::int64_t{job.K} : std::int64_t{1};
     if (counted)
       chunks = table_chunks(job.positions, unit, kernel.tile, job.groups, exec.processors());
     job.chunk = chunks.size;
