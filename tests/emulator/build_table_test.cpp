@@ -228,6 +228,18 @@ TEST_CASE("emulator/build_table: no tokens, one token, one expert, all to one ex
   });
 }
 
+TEST_CASE("emulator/build_table: no pair of a warp, or of all, has an expert") {
+  for (int const T : {150, 400})
+    for (std::int32_t const id : {-1, 5, -2, 0}) {
+      if (moe_test::has_thread_sanitizer && T == 400) continue;
+      drawn_case c(T, 1, 5);
+      std::fill(c.expert.begin(), c.expert.end() - 3, id);
+      c.live.assign(static_cast<std::size_t>(T), id == 0 ? 0 : 1);
+      c.routing.tokens.live = c.live.data();
+      check(executor(), c);
+    }
+}
+
 TEST_CASE("emulator/build_table: pairs about those of one block, of one tile, of one warp") {
   int const pairs[] = {31,
                        32,
