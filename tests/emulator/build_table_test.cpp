@@ -3,11 +3,17 @@
 #include <algorithm>
 #include <cstdint>
 #include <doctest/doctest.h>
+#include <limits>
 #include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
+#include <moe/gate/gate.hpp>
+#include <moe/gate/route.cuh>
+#include <moe/gate/score.hpp>
+#include <moe/gate/select.hpp>
+#include <moe/gate/weigh.hpp>
 #include <moe/routing/build_table.cuh>
 #include <moe/routing/build_table.hpp>
 
@@ -20,10 +26,12 @@ namespace {
 using moe_test::table_case;
 
 /// With blocks enough for a chunk between two others.
-struct executor : moe_test::emulated_gpu {
+template <int Processors>
+struct executor_of : moe_test::emulated_gpu {
   using emulated_gpu::emulated_gpu;
-  int processors() const { return 3; }
+  int processors() const { return Processors; }
 };
+using executor = executor_of<3>;
 
 /// One launch of the 64 threads of a block holds twice as many pairs as it has registers for.
 constexpr int one_block = 2 * 2 * 64;
@@ -101,16 +109,16 @@ std::string difference(exact_table const& found, exact_table const& want) {
          first("used", found.used, want.used) + first("wanted", found.wanted, want.wanted);
 }
 
-template <class V, class Build>
-void check_builds(executor const& exec, table_case<V> const& c, Build const& build) {
+template <class V, class X, class Build>
+void check_builds(X const& exec, table_case<V> const& c, Build const& build) {
   exact_table const want = table_by(moe::cpu{}, c, build);
   exact_table const found = table_by(exec, c, build);
   CHECK(difference(found, want) == "");
   CHECK(moe_test::broken_law(c.routing, c.rules, c.map, found.table) == "");
 }
 
-template <class V>
-void check(executor const& exec, table_case<V> const& c) {
+template <class V, class X>
+void check(X const& exec, table_case<V> const& c) {
   check_builds(exec, c, [&](auto const& on, moe::memory scratch, moe::routing_table& table) {
     moe::build_table(on, c.routing, c.rules, c.map, scratch, table);
   });
@@ -207,7 +215,9 @@ TEST_CASE("emulator/build_table: random cases in double") {
 
 TEST_CASE("emulator/build_table: no tokens, one token, one expert, all to one expert") {
   on_executors([](executor const& exec) {
-    for (moe::table_rules const& rules : some_rules) {
+    for (std::size_t r = 0; r < std::size(some_rules); ++r) {
+      if (moe_test::has_thread_sanitizer && r % 3 != 0) continue;
+      moe::table_rules const& rules = some_rules[r];
       check(exec, drawn_case(0, 2, 5, rules));
       check(exec, drawn_case(1, 3, 5, rules));
       check(exec, drawn_case(21, 2, 1, rules));
@@ -216,6 +226,18 @@ TEST_CASE("emulator/build_table: no tokens, one token, one expert, all to one ex
       check(exec, c);
     }
   });
+}
+
+TEST_CASE("emulator/build_table: no pair of a warp, or of all, has an expert") {
+  for (int const T : {150, 400})
+    for (std::int32_t const id : {-1, 5, -2, 0}) {
+      if (moe_test::has_thread_sanitizer && T == 400) continue;
+      drawn_case c(T, 1, 5);
+      std::fill(c.expert.begin(), c.expert.end() - 3, id);
+      c.live.assign(static_cast<std::size_t>(T), id == 0 ? 0 : 1);
+      c.routing.tokens.live = c.live.data();
+      check(executor(), c);
+    }
 }
 
 TEST_CASE("emulator/build_table: pairs about those of one block, of one tile, of one warp") {
@@ -242,15 +264,24 @@ TEST_CASE("emulator/build_table: pairs about those of one block, of one tile, of
       CAPTURE(r);
       check(executor(moe_test::schedule::one_warp_ahead), drawn_case(n, 1, 7, some_rules[r]));
     }
-  for (moe::table_rules const& rules : some_rules) check(executor(), drawn_case(111, 3, 7, rules));
+  for (moe::table_rules const& rules : some_rules)
+    if (!moe_test::has_thread_sanitizer) check(executor(), drawn_case(111, 3, 7, rules));
+}
+
+TEST_CASE("emulator/build_table: many blocks, some with several tiles, one with fewer pairs") {
+  for (std::size_t r = 0; r < std::size(some_rules) && !moe_test::has_thread_sanitizer; ++r) {
+    CAPTURE(r);
+    check(executor_of<40>(), drawn_case(1999, 3, 20, some_rules[r]));
+    check(executor_of<17>(), drawn_case(2500, 2, 33, some_rules[r], 2));
+  }
 }
 
 TEST_CASE("emulator/build_table: groups about the room that shared memory has") {
-  for (int const E : {511, 512, 513, 1023, 1024, 1025, 1500})
+  for (int const E : {1021, 1023, 1024, 1025, 1500})
     for (int const T : {30, 200})
       for (std::size_t r = 0; r < std::size(some_rules); ++r) {
         if (r % 3 != static_cast<std::size_t>(E) % 3) continue;
-        if (moe_test::has_thread_sanitizer && E % 512 != 1) continue;
+        if (moe_test::has_thread_sanitizer && E != 1025) continue;
         CAPTURE(E);
         check(executor(), drawn_case(T, 2, E, some_rules[r]));
       }
@@ -261,10 +292,10 @@ TEST_CASE("emulator/build_table: groups about the room that shared memory has") 
 TEST_CASE("emulator/build_table: the counts of a gate spare a launch") {
   for (int const chunk : {1, 7, 64, 100, 500})
     for (std::size_t r = 0; r < std::size(some_rules); ++r) {
-      if (moe_test::has_thread_sanitizer && chunk != 7) continue;
-      drawn_case c(150, 2, 11, some_rules[r]);
+      if (moe_test::has_thread_sanitizer && (chunk != 7 || r % 3 != 0)) continue;
+      drawn_case c(150, 2, 12, some_rules[r]);
       for (std::size_t i = 0; i < c.expert.size(); i += 13) c.expert[i] = moe::no_candidate;
-      for (std::size_t i = 5; i < c.expert.size(); i += 17) c.expert[i] = 11;
+      for (std::size_t i = 5; i < c.expert.size(); i += 17) c.expert[i] = 12;
       for (std::size_t i = 0; i < c.expert.size(); i += 22) c.expert[i] = moe::invalid_token;
       for (int t = 0; t < 150; ++t) c.live.push_back(t % 9 != 2);
       c.routing.tokens.live = c.live.data();
@@ -275,7 +306,7 @@ TEST_CASE("emulator/build_table: the counts of a gate spare a launch") {
       check(executor(), c);
     }
   // They are used: a count of what is not there makes another table.
-  drawn_case c(150, 2, 11);
+  drawn_case c(150, 2, 12);
   auto counts = counts_of(c.routing, 10);
   c.routing.chunk_counts = {10, 15, counts.data()};
   ++counts[0];
@@ -284,6 +315,34 @@ TEST_CASE("emulator/build_table: the counts of a gate spare a launch") {
         moe::build_table(on, c.routing, c.rules, scratch, table);
       });
   CHECK(found.wanted[0] == counts_of(c.routing, 150)[0] + 1);
+  // Unless their rows are not aligned: E is no multiple of four.
+  drawn_case odd(150, 2, 11);
+  counts.assign(counts.size(), 99);
+  odd.routing.chunk_counts = {10, 15, counts.data()};
+  check(executor(), odd);
+}
+
+TEST_CASE("emulator/build_table: what a gate counts is what a table needs") {
+  constexpr int T = 180, E = 12, K = 2;
+  moe::gate<moe::softmax, moe::top_k<K>, moe::renormalised> const gate;
+  draw random{std::mt19937(11)};
+  std::vector<float> logits;
+  std::vector<std::uint8_t> live;
+  for (int i = 0; i < T * E; ++i) logits.push_back(static_cast<float>(random(1000)) / 100);
+  for (int t = 0; t < T; ++t) live.push_back(t % 7 != 3);
+  for (int e = 1; e < E; ++e) logits[static_cast<std::size_t>(5 * E + e)] = moe::no_score<float>;
+  logits[8 * E] = std::numeric_limits<float>::quiet_NaN();
+  moe::matrix_view<float const> const view(logits.data(), T, E);
+  moe::batch const tokens{.live = live.data()};
+  on_executors([&](executor const& exec) {
+    drawn_case c(T, K, E);
+    std::vector<std::byte> room(moe::gate_sums_bytes(T, E));
+    moe::memory from(room.data(), room.size());
+    auto const sums = moe::carve_gate_sums(from, T, E);
+    moe::route(exec, gate, view, tokens, {}, c.routing, {}, sums);
+    CHECK(c.routing.chunk_counts.counts == sums.pairs);
+    check(exec, c);
+  });
 }
 
 TEST_CASE("emulator/build_table: a user's rule for full experts") {
@@ -305,6 +364,33 @@ TEST_CASE("emulator/build_table: a user's rule for full experts") {
   }
 }
 
+TEST_CASE("emulator/build_table: positions far from zero are divided rightly") {
+  std::mt19937 random(10);
+  constexpr std::uint32_t end = 0x80000000u;
+  std::vector<std::uint32_t> numbers{1, 2, 3, 7, 8, 9, 0x40000000u, 0x40000001u, end - 2, end - 1};
+  for (int i = 0; i < 300; ++i)
+    numbers.push_back(1 + (static_cast<std::uint32_t>(random()) >> (1 + i % 31)) % (end - 1));
+  bool right = true;
+  for (std::uint32_t const by : numbers) {
+    moe::detail::divisor const d(by);
+    for (std::uint32_t const n : numbers)
+      for (std::uint32_t const x : {n - 1, n, n / by * by, n / by * by - (n >= by ? 1 : 0)})
+        right = right && d.quotient(x) == x / by;
+  }
+  CHECK(right);
+}
+
+TEST_CASE("emulator/build_table: a device knows the capacity that the CPU does") {
+  using namespace moe::capacity;
+  for (auto const& rule : {dropless(), dropless(7), fixed(9), tutel(0, 4), tutel(-1.5, 3), tutel(2),
+                           gshard(), deepspeed(), switch_transformer()})
+    for (std::int64_t const load : {0, 1, 6, 20, 1000, 2147483647})
+      for (bool const training : {false, true})
+        CHECK(moe::detail::capacity_on_device(rule, 100, 9, 2, training)
+                  .of(static_cast<std::uint32_t>(load)) ==
+              rows_of(rule, 100, 9, 2, training, load));
+}
+
 TEST_CASE("emulator/build_table: a capacity of nothing drops all, by any rule") {
   for (auto const when_full : {moe::overflow::position, moe::overflow::score})
     check(executor(), drawn_case(40, 2, 50,
@@ -319,7 +405,7 @@ void check_refused(table_case<float> const& c, std::int64_t pairs, std::int64_t 
   static int calls = 0;
   for (auto const when_full :
        {moe::overflow::position, moe::overflow::score, moe::overflow::batch_prioritised}) {
-    if (moe_test::has_thread_sanitizer && calls++ % 4 != 0) continue;
+    if (moe_test::has_thread_sanitizer && calls++ % 7 != 0) continue;
     moe::table_rules rules = c.rules;
     rules.when_full = when_full;
     int const P = c.map.P == 0 ? c.routing.E : c.map.P;

@@ -52,28 +52,27 @@ MOE_HOST_DEVICE inline int count_lanes(std::uint32_t lanes) noexcept {
 /// Cost.      On a GPU one instruction each.
 /// Models.    `cuda_block`; the block emulator of the tests.
 template <class B>
-concept thread_block =
-    requires(B& b, B const& c, std::uint32_t lanes, int i, bool holds, std::int32_t* counter,
-             std::int32_t n, std::int64_t* long_counter, std::uint64_t key, float v) {
-      { c.thread() } -> std::same_as<int>;
-      { c.threads() } -> std::same_as<int>;
-      { c.block() } -> std::same_as<int>;
-      { c.blocks() } -> std::same_as<int>;
-      { b.sync() } -> std::same_as<void>;
-      { b.sync_warp(lanes) } -> std::same_as<void>;
-      { b.shuffle(lanes, v, i) } -> std::same_as<float>;
-      { b.shuffle_xor(lanes, v, i) } -> std::same_as<float>;
-      { b.shuffle_xor(lanes, key, i) } -> std::same_as<std::uint64_t>;
-      { b.shuffle_up(lanes, n, i) } -> std::same_as<std::int32_t>;
-      { b.ballot(lanes, holds) } -> std::same_as<std::uint32_t>;
-      { b.match_any(lanes, n) } -> std::same_as<std::uint32_t>;
-      { b.highest(lanes, lanes) } -> std::same_as<std::uint32_t>;
-      { b.atomic_add(counter, n) } -> std::same_as<std::int32_t>;
-      { b.atomic_add(long_counter, n) } -> std::same_as<std::int64_t>;
-      { b.arrive(counter) } -> std::same_as<std::int32_t>;
-      { b.wait_for_previous() } -> std::same_as<void>;
-      { b.let_next_start() } -> std::same_as<void>;
-    };
+concept thread_block = requires(B& b, B const& c, std::uint32_t lanes, int i, bool holds,
+                                std::int32_t* counter, std::int32_t n, std::uint64_t key, float v) {
+  { c.thread() } -> std::same_as<int>;
+  { c.threads() } -> std::same_as<int>;
+  { c.block() } -> std::same_as<int>;
+  { c.blocks() } -> std::same_as<int>;
+  { b.sync() } -> std::same_as<void>;
+  { b.sync_warp(lanes) } -> std::same_as<void>;
+  { b.shuffle(lanes, v, i) } -> std::same_as<float>;
+  { b.shuffle_xor(lanes, v, i) } -> std::same_as<float>;
+  { b.shuffle_xor(lanes, key, i) } -> std::same_as<std::uint64_t>;
+  { b.shuffle_up(lanes, n, i) } -> std::same_as<std::int32_t>;
+  { b.ballot(lanes, holds) } -> std::same_as<std::uint32_t>;
+  { b.match_any(lanes, n) } -> std::same_as<std::uint32_t>;
+  { b.highest(lanes, lanes) } -> std::same_as<std::uint32_t>;
+  { b.atomic_add(counter, n) } -> std::same_as<std::int32_t>;
+  { b.atomic_add(static_cast<std::int64_t*>(nullptr), n) } -> std::same_as<std::int64_t>;
+  { b.arrive(counter) } -> std::same_as<std::int32_t>;
+  { b.wait_for_previous() } -> std::same_as<void>;
+  { b.let_next_start() } -> std::same_as<void>;
+};
 
 #if MOE_IS_CUDA
 
@@ -138,10 +137,25 @@ struct cuda_block {
 
 static_assert(thread_block<cuda_block<128>>);
 
+namespace detail {
+
+/// Kernel::resident_blocks, if it has one: blocks that a multiprocessor is to have room for. ptxas, not
+/// told, keeps some registers in memory so that more blocks would fit than there are.
+template <class Kernel>
+constexpr int resident_blocks() {
+  if constexpr (requires { Kernel::resident_blocks; })
+    return Kernel::resident_blocks;
+  else
+    return 0;
+}
+
+}  // namespace detail
+
 /// The CUDA entry of a kernel body, which `gpu::launch` calls; a user's own launch is
 /// run_kernel<<<blocks, Kernel::threads, 0, stream>>>(kernel, args...).
 template <class Kernel, class... Args>
-__global__ void __launch_bounds__(Kernel::threads) run_kernel(Kernel kernel, Args... args) {
+__global__ void __launch_bounds__(Kernel::threads, detail::resident_blocks<Kernel>())
+    run_kernel(Kernel kernel, Args... args) {
   static_assert(std::is_trivially_default_constructible_v<typename Kernel::shared>);
   __shared__ typename Kernel::shared shared;
   cuda_block<Kernel::threads> block;

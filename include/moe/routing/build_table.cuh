@@ -2,9 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
-#include <cstdint>
 #include <type_traits>
 
 #include <moe/core/concepts.hpp>
@@ -12,274 +10,25 @@
 #include <moe/core/error.hpp>
 #include <moe/core/kernel_executor.hpp>
 #include <moe/core/memory.hpp>
-#include <moe/core/random.hpp>
 #include <moe/routing/build_table.hpp>
 #include <moe/routing/build_table_kernel.hpp>
-#include <moe/routing/detail/table_job.hpp>
+#include <moe/routing/detail/group_counters.hpp>
+#include <moe/routing/detail/table_launches.hpp>
 #include <moe/routing/expert_map.hpp>
 #include <moe/routing/overflow.hpp>
-#include <moe/routing/overflow_kernel.hpp>
 #include <moe/routing/routing.hpp>
 #include <moe/routing/routing_table.hpp>
 #include <moe/routing/table_rules.hpp>
 
 namespace moe::inline MOE_ABI {
 
-namespace detail {
-
-/// How pairs or tokens are split into chunks, one for each block.
-struct table_chunks {
-  std::uint32_t size = 0;  ///< A multiple of `unit`.
-  std::uint32_t blocks = 1;
-
-  /// More chunks mean more counts to sum up in each block, fewer mean more pairs for each. The numbers
-  /// are guesses, never timed.
-  static constexpr int enough = 32;
-
-  table_chunks(std::int64_t n, std::int64_t unit, int threads, std::uint32_t tile, int processors) {
-    std::int64_t chunks = 1;
-    if (n > 2 * std::int64_t{tile}) {
-      chunks = std::min<std::int64_t>((n + threads - 1) / threads, std::min(enough, processors));
-      chunks =
-          std::max<std::int64_t>(chunks, std::min<std::int64_t>((n + tile - 1) / tile, processors));
-    }
-    std::int64_t const least = (n + chunks - 1) / chunks;
-    size = static_cast<std::uint32_t>(std::max<std::int64_t>((least + unit - 1) / unit, 1) * unit);
-    blocks = static_cast<std::uint32_t>(std::max<std::int64_t>((n + size - 1) / size, 1));
-  }
-
-  /// A bound of blocks.
-  static std::int64_t most(std::int64_t n, int least_threads, int processors) {
-    return std::min<std::int64_t>(n / least_threads + 1, std::max(processors, 1));
-  }
-};
-
-/// The priorities of `rules.when_full`.
-template <class V>
-struct rule_priority {
-  V const* score;  ///< By which pairs rank; null: random.
-  batch tokens;
-
-  MOE_HOST_DEVICE float operator()(std::int64_t i, std::int64_t t, int, int e) const {
-    return score != nullptr
-               ? static_cast<float>(score[i])
-               : uniform(tokens.at(t), stream::overflow, static_cast<std::uint32_t>(e));
-  }
-};
-
-/// A user's.
-template <class V, class Overflow>
-struct user_priority {
-  Overflow priority;
-  V const *weight, *score;
-  batch tokens;
-
-  MOE_HOST_DEVICE float operator()(std::int64_t i, std::int64_t t, int j, int e) const {
-    routed_pair<V> pair{.token = tokens.at(t), .choice = j, .expert = e};
-    if (weight != nullptr) pair.weight = weight[i];
-    pair.score = score != nullptr ? score[i] : pair.weight;
-    return static_cast<float>(priority(pair));
-  }
-};
-
-/// Groups whose counters shared memory has room for, with as many threads; more lie in scratch.
-inline constexpr int few_groups = 512, few_groups_threads = 1024;
-inline constexpr int many_groups = 1024, many_groups_threads = 512;
-inline constexpr int any_groups_threads = 512;
-inline constexpr int settle_threads = 256;
-
-template <kernel_executor X>
-struct gpu_table_build {
-  X const& exec;
-  memory scratch;
-  call_site site;
-  table_job job{};
-
-  template <class T>
-  T* take(std::int64_t count) {
-    return scratch.take<T>(count, "build_table: scratch of build_table_scratch(exec, shape) bytes",
-                           site);
-  }
-
-  /// The counts of a gate, if they are of these groups and in this order of tokens.
-  template <class V>
-  pair_counts usable_counts(basic_routing<V> const& in) const {
-    bool const usable = in.chunk_counts.chunk >= 1 && job.sources == 1 && !job.choice_major &&
-                        job.token_begin == nullptr && job.token_order == nullptr;
-    return usable ? in.chunk_counts : pair_counts{};
-  }
-
-  template <class V>
-  void describe(basic_routing<V> const& in, table_rules const& rules, expert_map const& map,
-                routing_table& table) {
-    table.T = in.T;
-    table.K = in.K;
-    table.E = in.E;
-    table.P = physical_experts(map, in.E);
-    table.token_begin = in.token_begin;
-    table.computed_only = map.kind == nullptr;
-    auto const word = [](std::int64_t n) { return static_cast<std::uint32_t>(n); };
-    job.expert = in.expert;
-    job.token_begin = in.token_begin;
-    job.source = in.tokens.source;
-    job.live = in.tokens.live;
-    job.T = word(in.T);
-    job.K = word(in.K);
-    job.E = word(in.E);
-    job.sources = word(table.sources);
-    job.groups = job.E * job.sources;
-    job.positions = job.T * job.K;
-    job.choice_major = rules.rank == order::choice_major;
-    job.inner = divisor(job.choice_major ? std::max(job.T, 1u) : job.K);
-    job.map = map;
-    job.rows = rules.rows;
-    job.align = word(rules.align);
-    job.capacity = capacity_on_device(rules.cap, in.T, in.E, in.K, in.tokens.training);
-    job.segments = word(table.segments());
-    job.max_rows = word(table.max_rows);
-    job.row_of = table.row_of;
-    job.pair_of = table.pair_of;
-    job.begin = table.begin;
-    job.used = table.used;
-    job.wanted = table.wanted;
-    job.counts = table.counts;
-  }
-
-  /// token_order = the tokens by falling best score.
-  template <class V>
-  void rank_tokens(basic_routing<V> const& in) {
-    if (in.T == 0) return;
-    constexpr int threads = threads_of<X>(few_groups_threads);
-    sort_tokens_kernel<V, threads> const kernel{};
-    table_chunks const chunks(in.T, 1, threads, kernel.tile, exec.processors());
-    auto* const a = take<std::uint64_t>(in.T);
-    auto* const b = take<std::uint64_t>(in.T);
-    auto* const counts = take<std::int32_t>(std::int64_t{chunks.blocks} * 256);
-    std::uint64_t const* from = nullptr;
-    for (int pass = 0; pass < 4; ++pass) {
-      auto* const to = pass % 2 == 0 ? a : b;
-      auto const run = [&](unsigned phases) {
-        exec.launch("build_table", kernel, chunks.blocks, site, in, from, to, 32 + 8 * pass, phases,
-                    chunks.size, counts, chunks.blocks);
-      };
-      if (chunks.blocks == 1) {
-        run(phase_count | phase_place);
-      } else {
-        run(phase_count);
-        run(phase_place);
-      }
-      from = to;
-    }
-    job.token_order = from;
-  }
-
-  /// Launches the kernel for as many groups, over all pairs.
-  template <int MaxGroups, int UsefulThreads, class Priority>
-  void build(Priority const& priority, pair_counts const& given) {
-    constexpr int threads = threads_of<X>(UsefulThreads);
-    build_table_kernel<MaxGroups, threads, Priority> const kernel{priority};
-    std::int64_t const unit =
-        given.counts != nullptr ? given.chunk * std::int64_t{job.K} : std::int64_t{1};
-    table_chunks chunks(job.positions, 1, threads, kernel.tile, exec.processors());
-    bool const counted = given.counts != nullptr && chunks.blocks > 1;
-    if (counted)
-      chunks = table_chunks(job.positions, unit, threads, kernel.tile, exec.processors());
-    job.chunk = chunks.size;
-    job.stride = job.groups + (counted ? std::uint32_t{met_unsound} : std::uint32_t{met_columns});
-    if (counted) {
-      job.counted = given.counts;
-      job.counted_chunks = static_cast<std::uint32_t>(given.chunks);
-      job.counted_of_block = static_cast<std::uint32_t>(chunks.size / unit);
-    } else {
-      job.counted = take<std::int32_t>(std::int64_t{chunks.blocks} * job.stride);
-      job.counted_chunks = chunks.blocks;
-    }
-    if constexpr (MaxGroups == 0) {
-      job.counter_bytes = counter_bytes(job.groups, threads);
-      job.counters = take<std::byte>(chunks.blocks * static_cast<std::int64_t>(job.counter_bytes));
-    }
-    auto const run = [&](unsigned phases, std::uint32_t blocks) {
-      job.phases = phases;
-      exec.launch("build_table", kernel, blocks, site, job);
-    };
-    constexpr unsigned all = phase_count | phase_lay_out | phase_place;
-    if (chunks.blocks == 1) return run(all, 1);
-    if (!counted) run(phase_count, chunks.blocks);
-    if constexpr (kernel.mapped) {
-      run(phase_lay_out, 1);
-      run(phase_place, chunks.blocks);
-    } else {
-      run(phase_lay_out | phase_place, chunks.blocks);
-    }
-  }
-
-  /// @param given  What a gate has counted of the same pairs in the same order; or nothing.
-  template <class Priority>
-  void build(Priority const& priority, pair_counts const& given) {
-    if (job.groups <= few_groups) {
-      build<few_groups, few_groups_threads>(priority, given);
-    } else if (job.groups <= many_groups) {
-      build<many_groups, many_groups_threads>(priority, given);
-    } else {
-      build<0, any_groups_threads>(priority, given);
-    }
-  }
-
-  template <class Priority>
-  void build_by(Priority const& priority, bool overflows, pair_counts const& given) {
-    job.refused = take<std::int32_t>(1);
-    if (overflows) {
-      job.load = take<std::uint32_t>(job.groups);
-      job.keep = take<std::uint32_t>(job.groups);
-      job.keys_of = take<std::uint32_t>(job.groups);
-      job.keys = take<std::uint32_t>(job.positions);
-    }
-    build(priority, given);
-    if (!overflows || job.positions == 0) return;
-    constexpr int threads = threads_of<X>(settle_threads);
-    std::int64_t const most = 8 * std::int64_t{exec.processors()};
-    std::int64_t const blocks = (std::int64_t{job.positions} + threads - 1) / threads;
-    exec.launch("build_table", select_slots_kernel<threads>{},
-                std::min<std::int64_t>(job.groups, most), site, job);
-    exec.launch("build_table", settle_pairs_kernel<threads>{}, std::min(blocks, most), site, job);
-  }
-};
-
-/// Whether a rule never drops a pair, as the host knows.
-constexpr bool drops_nothing(capacity_rule const& rule) noexcept {
-  return !is_static(rule) && (rule.rule == capacity_rule::kind::dropless || rule.factor == 0);
-}
-
-/// @param threads  The fewest of a block.
-inline std::size_t gpu_table_scratch(table_shape const& shape, int threads,
-                                     int processors) noexcept {
-  std::int64_t const groups = static_cast<std::int64_t>(shape.E) * shape.sources;
-  std::int64_t const pairs = shape.T * shape.K;
-  std::int64_t const blocks = table_chunks::most(pairs, threads, processors);
-  auto const counters = static_cast<std::int64_t>(counter_bytes(groups, threads));
-  return memory_size()
-      .add<std::uint64_t>(shape.T)
-      .add<std::uint64_t>(shape.T)
-      .add<std::int32_t>(blocks * 256)
-      .add<std::int32_t>(1)
-      .add<std::uint32_t>(groups)
-      .add<std::uint32_t>(groups)
-      .add<std::uint32_t>(groups)
-      .add<std::uint32_t>(pairs)
-      .add<std::int32_t>(blocks * (groups + met_columns))
-      .add<std::byte>(groups <= many_groups ? 0 : blocks * counters)
-      .bytes();
-}
-
-}  // namespace detail
-
 /// Bytes of scratch that build_table needs for any routing within `shape` and any rules.
 /// About 20 bytes for each pair, and 4 for each segment and multiprocessor.
 /// @pre  shape has T >= 0, K, E, sources >= 1.
 template <kernel_executor X>
 std::size_t build_table_scratch(X const& exec, table_shape const& shape) noexcept {
-  return detail::gpu_table_scratch(shape, threads_of<X>(detail::any_groups_threads),
-                                   exec.processors());
+  constexpr int threads = threads_of<X>(detail::table_threads);
+  return detail::gpu_table_scratch(shape, threads, detail::tile_of<threads>, exec.processors());
 }
 
 /// As for `cpu`: the same table, index for index. All arrays, those of in, map and table too, are on the
@@ -291,8 +40,9 @@ std::size_t build_table_scratch(X const& exec, table_shape const& shape) noexcep
 /// at most T * K, then no pair has a row, counts->refused is the number of all pairs, and the other
 /// counts, begin, used and wanted are 0.
 /// @throws precondition_error as for `cpu`, of what the host can see.
-/// @note  Enqueues: one kernel for up to about 8000 pairs, two for more, one more if the map has
-///        replicas; overflow by priority takes two more, batch_prioritised four or eight more.
+/// @note  Enqueues one kernel for up to 2048 pairs, two for more, or three if the map has replicas or
+///        full experts keep pairs by priority, which takes another two; batch_prioritised, four
+///        before them, or eight.
 ///        Allocates nothing, waits for nothing. Integer atomics only to check a map of replicas.
 template <kernel_executor X, class V>
 void build_table(X const& exec, basic_routing<V> const& in, table_rules const& rules,
@@ -307,7 +57,7 @@ void build_table(X const& exec, basic_routing<V> const& in, table_rules const& r
   bool const overflows =
       (by_score || rules.when_full == overflow::random) && !detail::drops_nothing(rules.cap);
   if (!overflows && map.physical_begin == nullptr)
-    return build.build(in_place{}, build.usable_counts(in));
+    return build.build(detail::first_come{}, build.usable_counts(in));
   V const* const score = in.score != nullptr ? in.score : in.weight;
   build.build_by(detail::rule_priority<V>{by_score ? score : nullptr, in.tokens}, overflows,
                  build.usable_counts(in));

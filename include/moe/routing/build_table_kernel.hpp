@@ -9,6 +9,7 @@
 #include <moe/core/thread_block.hpp>
 #include <moe/core/types.hpp>
 #include <moe/routing/detail/block_layout.hpp>
+#include <moe/routing/detail/block_sums.hpp>
 #include <moe/routing/detail/group_counters.hpp>
 #include <moe/routing/detail/table_job.hpp>
 #include <moe/routing/overflow.hpp>
@@ -16,9 +17,12 @@
 
 namespace moe::inline MOE_ABI {
 
-/// Stands for the priority of `build_table_kernel` where segment g is group g and experts keep their
-/// first pairs.
-struct in_place {};
+namespace detail {
+
+/// Instead of a priority: segment g is group g, and experts keep their first pairs.
+struct first_come {};
+
+}  // namespace detail
 
 /// The passes of build_table, one block for each chunk of pairs: those that job.phases names. Private to
 /// build_table.cuh, but for its name.
@@ -28,13 +32,13 @@ struct in_place {};
 /// count of those before it, as in the loop of one thread, whatever runs when. If a block has all
 /// pairs in one tile, they are read once and stay in registers.
 /// @tparam MaxGroups  Groups whose counters shared memory has room for; 0: they lie in scratch.
-/// @tparam Priority   in_place: each block lays out all segments. Else float(i, t, j, e), for full
+/// @tparam Priority   first_come: each block lays out all segments. Else float(i, t, j, e), for full
 ///                    groups of job.keys; segments are laid out by one block, in the table itself, as
 ///                    the map says.
 template <int MaxGroups, int Threads, class Priority>
 struct build_table_kernel {
-  static constexpr int threads = Threads;
-  static constexpr bool mapped = !std::is_same_v<Priority, in_place>;
+  static constexpr int threads = Threads, resident_blocks = 1;
+  static constexpr bool mapped = !std::is_same_v<Priority, detail::first_come>;
   static constexpr int items = detail::items_of<Threads>;
   static constexpr std::uint32_t tile = detail::tile_of<Threads>;
 
@@ -129,21 +133,23 @@ struct build_table_kernel {
   template <class B>
   MOE_HOST_DEVICE static void add_met(B& b, shared& s, std::int32_t const (&group)[items]) {
     using namespace detail;
+    static_assert(items * warp_size < 256);
+    std::uint32_t counts = 0;  // of the first four, a byte each
+    bool unsound = false;
     MOE_UNROLL
     for (int k = 0; k < items; ++k) {
-      std::int32_t const fate = group[k];
-      if (b.ballot(all_lanes, fate < dead && fate != no_pair) == 0) continue;
-      auto const add = [&](met_column v, bool holds) {
-        int const n = count_lanes(b.ballot(all_lanes, holds));
-        if (b.thread() % warp_size == 0)
-          s.met[v][b.thread() / warp_size] += static_cast<std::uint32_t>(n);
-      };
-      add(met_missing, fate == dead_missing);
-      add(met_out_of_range, fate == dead_out_of_range);
-      add(met_masked, fate == dead_masked || fate == no_pair_masked);
-      add(met_invalid, fate == dead_invalid);
-      add(met_unsound, fate == no_pair_unsound);
+      int const fate = group[k] == no_pair_masked ? int{dead_masked} : group[k];
+      if (fate <= dead_missing && fate >= dead_invalid) counts += 1u << 8 * (dead_missing - fate);
+      unsound = unsound || fate == no_pair_unsound;
     }
+    if (b.ballot(all_lanes, counts != 0 || unsound) == 0) return;
+    counts = sum_warp(b, counts);
+    bool const any_unsound = b.ballot(all_lanes, unsound) != 0;
+    if (b.thread() % warp_size != 0) return;
+    int const warp = b.thread() / warp_size;
+    MOE_UNROLL
+    for (int v = 0; v < met_unsound; ++v) s.met[v][warp] += counts >> 8 * v & 255u;
+    if (any_unsound) s.met[met_unsound][warp] = 1;
   }
 
   /// The last threads, which have the least to do in scan.
@@ -159,8 +165,8 @@ struct build_table_kernel {
   template <class B>
   MOE_HOST_DEVICE static void write_chunk(B& b, detail::table_job const& job,
                                           detail::counter_view const& view) {
-    std::int32_t* const own = job.counted + std::int64_t{job.stride} * b.block();
-    for (auto x = static_cast<std::uint32_t>(b.thread()); x < job.stride; x += Threads)
+    std::int32_t* const own = job.counted + std::int64_t{job.columns} * b.block();
+    for (auto x = static_cast<std::uint32_t>(b.thread()); x < job.columns; x += Threads)
       own[x] = static_cast<std::int32_t>(view.total[x]);
   }
 
@@ -172,7 +178,7 @@ struct build_table_kernel {
     using namespace detail;
     if ((job.phases & phase_count) == 0)
       sum_chunks<Threads>(b, view, job.counted, job.counted_chunks,
-                          static_cast<std::uint32_t>(b.block()) * job.counted_of_block, job.stride,
+                          static_cast<std::uint32_t>(b.block()) * job.counted_of_block, job.columns,
                           job.groups);
     bool refused = false;
     layout_sums sums;
@@ -187,6 +193,8 @@ struct build_table_kernel {
       if (b.block() == 0) write_wanted<Threads>(b, job, view.total, refused, sums);
       if constexpr (mapped) deal_out_groups<Threads>(b, s.scan, job, view.total, refused, sums);
       lay_out_segments<mapped, Threads>(b, s.scan, job, view, refused, sums);
+      // Its sync() is what a block that has all pairs needs before it places them; the others number
+      // theirs first, which has some.
       if (b.block() == 0) write_counts(b, s, job, view.total + job.groups, refused, sums);
       if (mapped && (job.phases & phase_place) == 0) return false;
     } else {

@@ -9,6 +9,7 @@
 #include <moe/core/numeric.hpp>
 #include <moe/core/thread_block.hpp>
 #include <moe/core/types.hpp>
+#include <moe/routing/detail/block_sums.hpp>
 #include <moe/routing/detail/group_counters.hpp>
 #include <moe/routing/detail/pair_walk.hpp>
 #include <moe/routing/detail/table_job.hpp>
@@ -180,7 +181,7 @@ struct settle_pairs_kernel {
 /// places, or both if one block has all tokens.
 template <class V, int Threads>
 struct sort_tokens_kernel {
-  static constexpr int threads = Threads;
+  static constexpr int threads = Threads, resident_blocks = 1;
   static constexpr int items = detail::items_of<Threads>;
   static constexpr std::uint32_t tile = detail::tile_of<Threads>, digits = 256;
 

@@ -7,6 +7,7 @@
 
 #include <moe/core/config.hpp>
 #include <moe/core/thread_block.hpp>
+#include <moe/routing/detail/block_sums.hpp>
 #include <moe/routing/detail/group_counters.hpp>
 #include <moe/routing/detail/table_job.hpp>
 #include <moe/routing/expert_map.hpp>
@@ -148,7 +149,7 @@ MOE_HOST_DEVICE inline void pad_rows(B& b, std::int32_t* pair_of, std::uint32_t 
   }
 }
 
-/// Gives each segment its rows, and pads them. Ends with sync().
+/// Gives each segment its rows, and pads them.
 ///
 /// Mapped: of job.used, which one block alone has made. Else of total, in every block of the launch,
 /// which share the padding; start becomes the row of the block's next pair of a group, total the
@@ -204,7 +205,6 @@ MOE_HOST_DEVICE inline void lay_out_segments(B& b, scan_room& room, table_job co
   }
   sums.rows = row < job.max_rows ? row : job.max_rows;
   if (writes && b.thread() == 0) job.begin[job.segments] = static_cast<std::int32_t>(sums.rows);
-  b.sync();
 }
 
 }  // namespace detail

@@ -14,8 +14,8 @@
 namespace moe::inline MOE_ABI {
 namespace detail {
 
-/// Pairs of one round of a warp: 32, for each of these. More would hide more latency; with four, 1024
-/// threads keep all in registers. Two in small blocks: those of the emulator.
+/// Pairs that a thread has in registers at a time. More would hide more latency of large problems and
+/// cost small ones more instructions: a guess, never timed. Two in the small blocks of the emulator.
 template <int Threads>
 inline constexpr int items_of = Threads >= 128 ? 4 : 2;
 
@@ -28,24 +28,40 @@ struct alignas(4) two_counts {
   std::uint16_t of[2];
 };
 
+/// Of four columns: a load of 16 bytes.
+struct alignas(16) four_counts {
+  std::uint32_t of[4];
+};
+
 /// Where the counters of a block lie.
 struct counter_view {
-  two_counts* counter;     ///< [warps + 1][words]: of each warp, and what all have counted.
-  std::uint32_t* partial;  ///< In place of counter, while chunks are summed up.
-  std::uint32_t* start;    ///< [groups] where the next pair of the block goes.
-  std::uint32_t* total;    ///< [groups + met_columns] pairs in all; later where the group ends.
-  std::uint32_t words;     ///< Of a row of counter.
+  two_counts* counter;   ///< [warps + 1][words]: of each warp, and what all have counted.
+  four_counts* partial;  ///< In place of counter, while chunks are summed up.
+  std::uint32_t* start;  ///< [groups] where the next pair of the block goes.
+  std::uint32_t* total;  ///< [columns_of(groups)] pairs in all; later where the group ends.
+  std::uint32_t words;   ///< Of a row of counter.
 };
+
+/// Columns of the counts of a chunk: its groups, met_column, and what makes it a multiple of four.
+MOE_HOST_DEVICE constexpr std::uint32_t columns_of(std::uint32_t groups) noexcept {
+  return (groups + met_columns + 3) / 4 * 4;
+}
+
+/// Loads of sum_chunks: of four columns each, by as many threads as there are, chunk by chunk.
+MOE_HOST_DEVICE constexpr std::uint32_t parts_of(std::uint32_t columns, int threads) noexcept {
+  std::uint32_t const fours = columns / 4, most = static_cast<std::uint32_t>(threads) / fours;
+  return most > 1 ? most : 1;
+}
 
 /// Shared memory for counters of up to MaxGroups groups; of 0: they lie in scratch.
 template <int MaxGroups, int Threads>
 struct counter_room {
   static_assert(tile_of<Threads> <= 0xffff && MaxGroups % 2 == 0);
-  static constexpr int columns = MaxGroups + met_columns;
+  static constexpr int columns = static_cast<int>(columns_of(MaxGroups));
 
   union {
     two_counts counter[(Threads / warp_size + 1) * (MaxGroups / 2)];
-    std::uint32_t partial[2 * (Threads > columns ? Threads : columns)];
+    four_counts partial[2 * (Threads > columns / 4 ? Threads : columns / 4)];
   };
   std::uint32_t start[MaxGroups];
   std::uint32_t total[columns];
@@ -60,18 +76,19 @@ struct counter_room<0, Threads> {
   /// @param own  [counter_bytes(groups, Threads)]
   MOE_HOST_DEVICE counter_view view(std::uint32_t groups, std::byte* own) const noexcept {
     std::uint32_t const words = (groups + 1) / 2;
-    auto* const counter = reinterpret_cast<two_counts*>(own);
+    auto* const partial = reinterpret_cast<four_counts*>(own);
     auto* const total =
-        reinterpret_cast<std::uint32_t*>(counter + (Threads / warp_size + 1) * words);
-    std::uint32_t* const start = total + groups + met_columns;
-    return {counter, start + groups, start, total, words};
+        reinterpret_cast<std::uint32_t*>(partial + columns_of(groups) / 2 + 2 * Threads);
+    std::uint32_t* const start = total + columns_of(groups);
+    return {reinterpret_cast<two_counts*>(start + groups), partial, start, total, words};
   }
 };
 
 /// Bytes of a block's counters in scratch, a multiple of a cache line.
 constexpr std::size_t counter_bytes(std::int64_t groups, int threads) noexcept {
-  std::int64_t const words = (threads / warp_size + 1) * ((groups + 1) / 2) + 2 * groups +
-                             met_columns + 2 * (groups + met_columns);
+  std::int64_t const columns = columns_of(static_cast<std::uint32_t>(groups));
+  std::int64_t const words =
+      2 * columns + 8 * threads + columns + groups + (threads / warp_size + 1) * ((groups + 1) / 2);
   return static_cast<std::size_t>((4 * words + 63) / 64 * 64);
 }
 
@@ -176,28 +193,30 @@ class group_counters {
 
 /// total = the sum of each column over all counted chunks; start = over those before `own`, of the
 /// groups. Ends with sync().
+/// @param counted  [chunks,columns], aligned to 16 bytes; columns a multiple of four.
 template <int Threads, thread_block B>
 MOE_HOST_DEVICE inline void sum_chunks(B& b, counter_view const& view, std::int32_t const* counted,
                                        std::uint32_t chunks, std::uint32_t own,
                                        std::uint32_t columns, std::uint32_t groups) {
-  std::uint32_t const parts = columns < Threads ? Threads / columns : 1;
-  std::uint32_t const all_parts = parts * columns;
+  std::uint32_t const fours = columns / 4, parts = parts_of(columns, Threads);
+  std::uint32_t const all_parts = parts * fours;
   for (auto x = static_cast<std::uint32_t>(b.thread()); x < all_parts; x += Threads) {
-    std::uint32_t const part = x / columns;
-    std::int32_t const* const column = counted + (x - part * columns);
-    std::uint32_t all = 0, before = 0;
+    std::uint32_t const part = x / fours;
+    auto const* const column = reinterpret_cast<four_counts const*>(counted) + (x - part * fours);
+    four_counts all{}, before{};
     constexpr std::uint32_t together = 8;  // loads under way
     for (std::uint32_t c = part; c < chunks; c += together * parts) {
-      std::uint32_t n[together];
+      four_counts n[together];
       MOE_UNROLL
       for (std::uint32_t u = 0; u < together; ++u)
-        n[u] = c + u * parts < chunks
-                   ? static_cast<std::uint32_t>(column[std::int64_t{c + u * parts} * columns])
-                   : 0u;
+        n[u] = c + u * parts < chunks ? column[std::int64_t{c + u * parts} * fours] : four_counts{};
       MOE_UNROLL
       for (std::uint32_t u = 0; u < together; ++u) {
-        all += n[u];
-        before += c + u * parts < own ? n[u] : 0u;
+        MOE_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          all.of[i] += n[u].of[i];
+          before.of[i] += c + u * parts < own ? n[u].of[i] : 0u;
+        }
       }
     }
     view.partial[x] = before;
@@ -206,81 +225,14 @@ MOE_HOST_DEVICE inline void sum_chunks(B& b, counter_view const& view, std::int3
   b.sync();
   for (auto column = static_cast<std::uint32_t>(b.thread()); column < columns; column += Threads) {
     std::uint32_t all = 0, before = 0;
-    for (std::uint32_t x = column; x < all_parts; x += columns) {
-      before += view.partial[x];
-      all += view.partial[all_parts + x];
+    for (std::uint32_t x = column / 4; x < all_parts; x += fours) {
+      before += view.partial[x].of[column % 4];
+      all += view.partial[all_parts + x].of[column % 4];
     }
     if (column < groups) view.start[column] = before;
     view.total[column] = all;
   }
   b.sync();
-}
-
-/// Three times 32 words: for `highest_of_block` and, in turn, for `scan_block`.
-struct scan_room {
-  std::uint32_t word[3][warp_size];
-};
-
-inline constexpr std::uint32_t most_rows = 0x7fffffff;
-
-/// a + b, at most most_rows: associative, so that sums beyond all row numbers do no harm.
-MOE_HOST_DEVICE constexpr std::uint32_t add_rows(std::uint32_t a, std::uint32_t b) noexcept {
-  std::uint32_t const sum = a + b;
-  return sum < most_rows ? sum : most_rows;
-}
-
-/// The sum of add_rows over the lanes up to this one.
-template <thread_block B>
-MOE_HOST_DEVICE inline std::uint32_t scan_warp(B& b, std::uint32_t n) {
-  int const lane = b.thread() % warp_size;
-  MOE_UNROLL
-  for (int d = 1; d < warp_size; d *= 2) {
-    std::uint32_t const below = b.shuffle_up(all_lanes, n, d);
-    if (lane >= d) n = add_rows(n, below);
-  }
-  return n;
-}
-
-struct block_sum {
-  std::uint32_t before;  ///< Of the threads below.
-  std::uint32_t all;
-};
-
-/// The sums of n by add_rows. `turn` differs from one call to the next.
-template <int Threads, thread_block B>
-MOE_HOST_DEVICE inline block_sum scan_block(B& b, scan_room& room, int turn, std::uint32_t n) {
-  constexpr int warps = Threads / warp_size;
-  int const lane = b.thread() % warp_size, warp = b.thread() / warp_size;
-  std::uint32_t* const sums = room.word[1 + turn % 2];
-  std::uint32_t const own = scan_warp(b, n);
-  std::uint32_t const below = b.shuffle_up(all_lanes, own, 1);
-  if (lane == warp_size - 1) sums[warp] = own;
-  b.sync();
-  std::uint32_t const upto = scan_warp(b, lane < warps ? sums[lane] : 0u);
-  std::uint32_t const warps_before = b.shuffle(all_lanes, upto, warp == 0 ? 0 : warp - 1);
-  block_sum s;
-  s.before = add_rows(warp == 0 ? 0u : warps_before, lane == 0 ? 0u : below);
-  s.all = b.shuffle(all_lanes, upto, warp_size - 1);
-  return s;
-}
-
-/// The highest n of the block.
-template <int Threads, thread_block B>
-MOE_HOST_DEVICE inline std::uint32_t highest_of_block(B& b, scan_room& room, std::uint32_t n) {
-  int const lane = b.thread() % warp_size;
-  std::uint32_t const own = b.highest(all_lanes, n);
-  if (lane == 0) room.word[0][b.thread() / warp_size] = own;
-  b.sync();
-  return b.highest(all_lanes, lane < Threads / warp_size ? room.word[0][lane] : 0u);
-}
-
-/// The sum of n over the warp's lanes, in each of them. Often there is none at all.
-template <thread_block B>
-MOE_HOST_DEVICE inline std::uint32_t sum_warp(B& b, std::uint32_t n) {
-  if (b.ballot(all_lanes, n != 0) == 0) return 0;
-  MOE_UNROLL
-  for (int bits = warp_size / 2; bits > 0; bits /= 2) n += b.shuffle_xor(all_lanes, n, bits);
-  return n;
 }
 
 }  // namespace detail

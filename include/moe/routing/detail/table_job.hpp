@@ -28,8 +28,8 @@ class divisor {
     factor_ = static_cast<std::uint32_t>(((std::uint64_t{1} << shift_) + by - 1) / by);
   }
   MOE_HOST_DEVICE constexpr std::uint32_t value() const noexcept { return by_; }
-  /// n / value().
-  /// @pre  n < 2^31: factor is too great by less than 2^(shift - 31) / 2^shift.
+  /// n / value(): factor * value() exceeds 2^shift by less than 2^(shift - 31), which n times is nothing.
+  /// @pre  n < 2^31.
   MOE_HOST_DEVICE constexpr std::uint32_t quotient(std::uint32_t n) const noexcept {
     return static_cast<std::uint32_t>(std::uint64_t{n} * factor_ >> shift_);
   }
@@ -66,8 +66,8 @@ inline device_capacity capacity_on_device(capacity_rule rule, std::int64_t T, in
 
 /// Instead of a group: why a pair has none, and what is to be counted for it.
 enum pair_fate : std::int32_t {
-  dead = -1,  ///< No row, and counted elsewhere.
-  dead_missing = -2,
+  dead = -1,          ///< No row, and counted elsewhere.
+  dead_missing = -2,  ///< -2 - met_column
   dead_out_of_range = -3,
   dead_masked = -4,     ///< First pair of a token that is masked,
   dead_invalid = -5,    ///< or invalid.
@@ -103,6 +103,7 @@ struct table_job {
   std::uint32_t positions = 0;  ///< T * K
   divisor inner;                ///< K, or T if choice_major.
   bool choice_major = false;
+  divisor by_sources;
 
   // The rules.
   expert_map map{};
@@ -119,10 +120,10 @@ struct table_job {
   // The work.
   unsigned phases = 0;
   std::uint32_t chunk = 0;          ///< Positions of a block.
-  std::int32_t* counted = nullptr;  ///< [counted_chunks,stride]: pairs by group, then met_column.
+  std::int32_t* counted = nullptr;  ///< [counted_chunks,columns]: pairs by group, then met_column.
   std::uint32_t counted_chunks = 0;
   std::uint32_t counted_of_block = 1;  ///< Counted chunks that make up a block's.
-  std::uint32_t stride = 0;            ///< groups + 4, or groups + met_columns
+  std::uint32_t columns = 0;           ///< groups + 4, or columns_of(groups)
   std::byte* counters = nullptr;       ///< Of each block, where they do not fit its shared memory.
   std::size_t counter_bytes = 0;
 
@@ -135,7 +136,7 @@ struct table_job {
   static constexpr std::uint32_t not_full = 0xffffffffu;
 
   MOE_HOST_DEVICE std::uint32_t expert_of(std::uint32_t g) const noexcept {
-    return sources == 1 ? g : g / sources;
+    return by_sources.quotient(g);
   }
   /// What row_of says of a pair of expert e that is not kept.
   MOE_HOST_DEVICE std::int32_t without_row(int e) const noexcept {
