@@ -200,6 +200,7 @@ void check_backward(Gate const& gate, problem<L> const& p, bool of_experts, bool
   result chosen(p, K, false, false);
   route_on_cpu(gate, p, chosen);
   if (p.T > 0) chosen.expert[0] = p.E + 5;  // as any caller's mistake: no expert
+  if (p.T > 15) chosen.expert[static_cast<std::size_t>(15 * K)] = moe::invalid_token;
   auto const dweight = moe_test::normals<float>(p.T * K, 1);
   auto const dexpert = moe_test::normals<float>(p.E, 2);
   auto const dtoken = moe_test::normals<float>(p.T * p.E, 3);

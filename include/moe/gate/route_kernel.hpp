@@ -38,6 +38,19 @@ struct row_home {
   template <thread_block B>
   using row = lane_row<lanes<B>, MaxE / Width, MinE / Width>;
 
+  /// Which of the block's rows this thread works on.
+  template <thread_block B>
+  MOE_HOST_DEVICE static int row_of(B& b) {
+    if constexpr (!in_warp)
+      return 0;
+    else if constexpr (Width == warp_size)
+      // From one lane, so that the compiler knows that all go the same way: no shuffle then has to
+      // wait for lanes that may have parted.
+      return b.shuffle(all_lanes, b.thread() / warp_size, 0);
+    else
+      return b.thread() / Width;
+  }
+
   template <thread_block B>
   MOE_HOST_DEVICE static lanes<B> lanes_of(B& b, [[maybe_unused]] shared& s) {
     if constexpr (in_warp)
@@ -74,23 +87,19 @@ MOE_HOST_DEVICE float score_of_own(Row const& row, choices<MaxK> const& chosen, 
 ///
 /// No lane branches by what the row tells, so that the compiler sees the lanes together: of a token
 /// without valid logits the gate sees a row without candidates.
-/// @param row     In: logits; out: scores.
-/// @param writes  False in lanes that repeat a token which others write.
-/// @param took    took(j, expert), for each choice in one of the lanes.
+/// @param row   In: logits; out: scores.
+/// @param took  took(j, expert), for each choice in one of the lanes.
 template <int Width, class Row, class Gate, class Took>
-MOE_HOST_DEVICE void route_row(Gate const& gate, Row& row, int rank, bool valid, bool writes,
-                               std::int64_t t, basic_routing<float> const& out,
-                               matrix_view<float> scores, Took const& took) {
+MOE_HOST_DEVICE void route_row(Gate const& gate, Row& row, int rank, bool valid, std::int64_t t,
+                               basic_routing<float> const& out, matrix_view<float> scores,
+                               Took const& took) {
   constexpr int max_k = Gate::max_k;
   if (!valid) row.transform([](int, float) { return no_score<float>; });
   choices<max_k> chosen;
   gate(row, chosen, out.tokens.at(t));
   if (!scores.absent()) {
     float* const own = scores.row(t) + rank;
-    row.transform([=](int e, float s) {
-      if (writes) own[e - rank] = s;
-      return s;
-    });
+    row.transform([=](int e, float s) { return own[e - rank] = s; });
   }
   bool const live = out.tokens.is_live(t);
   int const nowhere = live ? invalid_token : no_candidate;
@@ -108,7 +117,7 @@ MOE_HOST_DEVICE void route_row(Gate const& gate, Row& row, int rank, bool valid,
     if (out.score != nullptr) score = score_of_own(row, chosen, begin, rank, expert);
     expert = valid && live ? expert : nowhere;
     int const j = begin + rank;
-    if (!writes || rank >= Width || j >= out.K) continue;
+    if (rank >= Width || j >= out.K) continue;
     std::int64_t const i = t * out.K + j;
     out.expert[i] = expert;
     out.weight[i] = expert < 0 ? 0.0f : weight;
@@ -169,11 +178,7 @@ struct route_kernel {
     std::int64_t const last = first + chunk < out.T ? first + chunk : out.T;
     row_type total(lanes, E, [](int) { return 0.0f; });  // of scores
     double squares = 0, finite = 0;
-    for (std::int64_t i = first; i < last; i += home::rows) {
-      // Rows beyond the last repeat it and write nothing: all lanes of a warp stay together.
-      std::int64_t const mine = i + b.thread() / Width;
-      bool const writes = mine < last;
-      std::int64_t const t = writes ? mine : last - 1;
+    for (std::int64_t t = first + home::row_of(b); t < last; t += home::rows) {
       bool const live = out.tokens.is_live(t);
       L* const from = logits.row(t) + rank;  // rank: so that addresses are a constant away
       bool broken = false;
@@ -188,21 +193,20 @@ struct route_kernel {
         float const sum = row.sum(
             [=](int, float l) { return where(is_candidate(l), moe::exp(l - highest), 0.0f); });
         double const z = static_cast<double>(highest + std::log(sum));
-        bool const counts = writes && live && valid && is_candidate(highest);
+        bool const counts = live && valid && is_candidate(highest);
         squares += counts ? z * z : 0;
         finite += counts ? 1 : 0;
       }
-      detail::route_row<Width>(
-          gate, row, rank, valid, writes, t, out, scores, [&](int j, int expert) {
-            if (!counting || expert == invalid_token || !live) return;
-            std::int32_t* const counter = expert < 0 ? &s.missing : &s.count[expert];
-            b.atomic_add(counter, expert >= 0 && j == 0 ? 0x10001 : 1);
-          });
-      if (counting && writes && rank == 0) {
+      detail::route_row<Width>(gate, row, rank, valid, t, out, scores, [&](int j, int expert) {
+        if (!counting || expert == invalid_token || !live) return;
+        std::int32_t* const counter = expert < 0 ? &s.missing : &s.count[expert];
+        b.atomic_add(counter, expert >= 0 && j == 0 ? 0x10001 : 1);
+      });
+      if (counting && rank == 0) {
         if (!live) b.atomic_add(&s.masked, 1);
         if (live && !valid) b.atomic_add(&s.invalid, 1);
       }
-      if (sums.score != nullptr && writes && (live || sums.scores_masked))
+      if (sums.score != nullptr && (live || sums.scores_masked))
         total.transform(row, [](int, float sum, float score) {
           return sum + where(is_candidate(score), score, 0.0f);
         });
