@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include <moe/core/concepts.hpp>
@@ -29,27 +30,34 @@ MOE_HOST_DEVICE constexpr float from_ordered_bits(std::uint32_t bits) noexcept {
   return __builtin_bit_cast(float, bits >= 0x80000000u ? bits & 0x7fffffffu : ~bits);
 }
 
-/// An element in 64 bits: the score in the high ones, as an integer of the same order, and ~id in the
-/// low ones. The greatest key is that of the best candidate, and of the lowest id among equal ones;
-/// the keys of no candidates are below 2^32.
-MOE_HOST_DEVICE inline std::uint64_t element_key(float score, std::uint32_t low) noexcept {
+/// An element by which it is chosen: the score as an integer of the same order, and ~id. The greatest is
+/// that of the best candidate, and of the lowest id among equal ones; 0 is the score of no candidate.
+struct element_key {
+  std::uint32_t score, low;
+
+  // In two halves, because nvcc makes of a 64-bit exchange a maximum and a minimum, each with a comparison.
+  MOE_HOST_DEVICE std::uint64_t bits() const noexcept { return std::uint64_t(score) << 32 | low; }
+};
+
+MOE_HOST_DEVICE inline element_key key_of(float score, std::uint32_t low) noexcept {
   // `ordered_bits` without NaN: + 0 makes 0 of -0.
   auto const bits = __builtin_bit_cast(std::uint32_t, rounded_sum(score, 0.0f));
   auto const negative = static_cast<std::uint32_t>(static_cast<std::int32_t>(bits) >> 31);
-  return std::uint64_t(is_candidate(score) ? bits ^ (negative | 0x80000000u) : 0) << 32 | low;
+  return {is_candidate(score) ? bits ^ (negative | 0x80000000u) : 0, low};
 }
 
 /// Batcher's merge exchange: a network, so that the keys of a thread stay in registers. Its steps are
 /// templates because nvcc unrolls no loop of loops of that size.
 template <int N, int P = 1, int Q = 1>
-MOE_HOST_DEVICE void sort_falling(std::uint64_t (&key)[N]) noexcept {
+MOE_HOST_DEVICE void sort_falling(element_key (&key)[N]) noexcept {
   if constexpr (P < N) {
     MOE_UNROLL
     for (int i = Q % P; i + Q < N; ++i) {
       if ((i - Q % P) / Q % 2 != 0 || i / (2 * P) != (i + Q) / (2 * P)) continue;
-      std::uint64_t const a = key[i], b = key[i + Q];
-      key[i] = a > b ? a : b;
-      key[i + Q] = a > b ? b : a;
+      element_key const a = key[i], b = key[i + Q];
+      bool const falling = a.bits() > b.bits();
+      key[i] = {falling ? a.score : b.score, falling ? a.low : b.low};
+      key[i + Q] = {falling ? b.score : a.score, falling ? b.low : a.low};
     }
     sort_falling<N, Q == 1 ? 2 * P : P, Q == 1 ? 2 * P : Q / 2>(key);
   }
@@ -282,9 +290,10 @@ class lane_row {
   }
 
   MOE_HOST_DEVICE float max(int first, int last) const {
+    bool const all = first <= 0 && last >= size_;  // known to compilers, mostly
     float best = no_score<float>;
     each([&](int e, float s) {
-      if (e >= first && e < last && s > best) best = s;
+      if (all || (e >= first && e < last)) best = ::fmaxf(best, s);  // not NaN
     });
     return detail::from_ordered_bits(lanes_->highest(ordered_bits(best)));
   }
@@ -330,7 +339,7 @@ class lane_row {
     // Below the id the sign, which tells -0 from 0.
     std::uint32_t const sign = __builtin_bit_cast(std::uint32_t, best) >> 31;
     std::uint64_t const key =
-        lanes_->highest(detail::element_key(best, ~static_cast<unsigned>(id) << 1 | sign));
+        lanes_->highest(detail::key_of(best, ~static_cast<unsigned>(id) << 1 | sign).bits());
     auto const high = static_cast<std::uint32_t>(key >> 32), low = static_cast<std::uint32_t>(key);
     bool const found = high != 0;
     int const expert = found ? static_cast<int>(~(low >> 1) & 0x7fffffffu) : -1;
@@ -343,20 +352,23 @@ class lane_row {
   /// not defined.
   template <int MaxK>
   MOE_HOST_DEVICE void pop_best(int k, int (&expert)[MaxK]) {
-    std::uint64_t key[Slots];  // falling
+    detail::element_key key[Slots];  // falling
     MOE_UNROLL
     for (int j = 0; j < Slots; ++j)
-      key[j] = detail::element_key(score_[j], ~static_cast<unsigned>(element(j)));
+      key[j] = detail::key_of(score_[j], ~static_cast<unsigned>(element(j)));
     detail::sort_falling(key);
     MOE_UNROLL
     for (int j = 0; j < MaxK; ++j) {
       if (j >= k) continue;
-      std::uint64_t const best = lanes_->highest(key[0]);
-      expert[j] = best >> 32 == 0 ? -1 : static_cast<int>(~static_cast<std::uint32_t>(best));
-      bool const mine = static_cast<std::uint32_t>(key[0]) == static_cast<std::uint32_t>(best);
+      std::uint64_t const best = lanes_->highest(key[0].bits());
+      auto const low = static_cast<std::uint32_t>(best);
+      expert[j] = best >> 32 == 0 ? -1 : static_cast<int>(~low);
+      bool const mine = key[0].low == low;
       MOE_UNROLL
-      for (int i = 0; i < Slots && i < MaxK - 1 - j; ++i)  // what later choices may need
-        key[i] = !mine ? key[i] : i + 1 < Slots ? key[i + 1] : 0;
+      for (int i = 0; i < Slots && i < MaxK - 1 - j; ++i) {  // what later choices may need
+        detail::element_key const next = i + 1 < Slots ? key[i + 1] : detail::element_key{0, 0};
+        key[i] = {mine ? next.score : key[i].score, mine ? next.low : key[i].low};
+      }
     }
   }
 
@@ -367,7 +379,7 @@ class lane_row {
     return lanes_->gather(score_, expert);
   }
 
-  /// value[j] = at(expert[j]), j < k; 0 where expert[j] < 0.
+  /// value[j] = at(expert[j]), j < k; 0 where expert[j] < 0. All of expert[] is below E.
   template <int MaxK>
   MOE_HOST_DEVICE void read(int k, int const (&expert)[MaxK], float (&value)[MaxK]) const {
     if constexpr (can_share<MaxK>) {
@@ -376,9 +388,9 @@ class lane_row {
       MOE_UNROLL
       for (int j = 0; j < MaxK; ++j) {
         int const here = expert[j];  // read in all lanes: else it becomes expert[rank()]
-        mine = j < k && j == lanes_->rank() && here > 0 ? here : mine;
+        mine = j == lanes_->rank() ? here : mine;
       }
-      float const found = gather(mine);
+      float const found = gather(mine < 0 ? 0 : mine);
       MOE_UNROLL
       for (int j = 0; j < MaxK; ++j) {
         if (j >= k) continue;

@@ -165,11 +165,12 @@ struct project_and_route_kernel {
         float w[experts][elements];
         MOE_UNROLL
         for (int i = 0; i < experts; ++i) load(weights[i] + m, M - m, w[i]);
+        A* from = x.data() + m;
         MOE_UNROLL
-        for (int t = 0; t < most_T; ++t) {
+        for (int t = 0; t < most_T; ++t, from += x.ld()) {
           if (t >= T) continue;
           float a[elements];
-          load(x.row(t) + m, M - m, a);
+          load(from, M - m, a);
           MOE_UNROLL
           for (int i = 0; i < experts; ++i) {
             MOE_UNROLL

@@ -110,7 +110,7 @@ MOE_HOST_DEVICE void route_row(Gate const& gate, Row& row, int rank, bool valid,
     float weight = 0, score = 0;
     MOE_UNROLL
     for (int j = begin; j < max_k && j < begin + Width; ++j) {
-      bool const mine = rank == j - begin && j < out.K;
+      bool const mine = rank == j - begin;
       expert = mine ? chosen.expert[j] : expert;
       weight = mine ? chosen.weight[j] : weight;
     }
