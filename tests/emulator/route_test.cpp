@@ -254,6 +254,17 @@ struct halves {
   }
 };
 
+/// Names experts that there are not.
+struct beyond {
+  static constexpr int max_k = 2;
+  int k() const { return 2; }
+
+  void operator()(moe::score_row auto& row, auto& chosen, moe::token const& t) const {
+    chosen = {2, {row.size() + static_cast<int>(t.row), 1}, {}};
+  }
+  void backward(auto const&, auto const&, auto const&, auto&, moe::token const&) const {}
+};
+
 moe::top_k<16> any_k(int k) {
   return moe::top_k<16>(k);
 }
@@ -290,6 +301,40 @@ TEST_CASE("gate/route on a GPU: random policies, replay, a user's gate") {
               true);
   check_route(halves{}, problem<float>(20, 6), true, true);
   check_route(halves{}, problem<float>(20, 50), false, true);
+}
+
+TEST_CASE("gate/route_kernel: a row in a part of a warp, launched by a user") {
+  using home = moe::row_home<64, 8, 64>;
+  problem<float> const p(37, 60);
+  result expected(p, 2, true, true);
+  route_on_cpu(mixtral{}, p, expected);
+  on_emulator([&](emulated_gpu const& exec) {
+    result found(p, 2, true, true);
+    found.routed.tokens = p.tokens();
+    exec.launch("user", moe::route_kernel<mixtral, home>{}, 3, {}, p.view(), std::int64_t{13},
+                found.routed, found.scores_view(), moe::gate_sums{});
+    CHECK(found == expected);
+  });
+}
+
+TEST_CASE("gate/route on a GPU: a gate that names experts that there are not") {
+  std::vector<float> const logits(5 * 3);
+  std::vector<int> expert(10), pairs(7);
+  std::vector<float> weight(10);
+  moe::routing routed;
+  routed.T = 5;
+  routed.K = 2;
+  routed.E = 3;
+  routed.expert = expert.data();
+  routed.weight = weight.data();
+  moe::gate_sums sums;
+  sums.chunk = 5;
+  sums.chunks = 1;
+  sums.pairs = pairs.data();
+  moe::route(emulated_gpu{}, beyond{}, moe::matrix_view<float const>(logits, 5, 3), {}, {}, routed,
+             {}, sums);
+  CHECK(expert == std::vector<int>{3, 1, 4, 1, 5, 1, 6, 1, 7, 1});
+  CHECK(pairs == std::vector<int>{0, 5, 0, 0, 5, 0, 0});
 }
 
 TEST_CASE("gate/route on a GPU: no tokens, one token") {

@@ -144,7 +144,7 @@ struct route_kernel {
   struct shared {
     typename home::shared exchange;
     std::int32_t count[MaxE];  // pairs, and above them, by 2^16, first choices
-    std::int32_t missing, masked, invalid;
+    std::int32_t missing, out_of_range, masked, invalid;
     // Of each row that the block keeps at once; the block's one row has it in registers.
     float score[home::in_warp ? home::rows : 1][home::in_warp ? MaxE : 1];
     double z[home::rows][2];
@@ -169,7 +169,7 @@ struct route_kernel {
     int const E = out.E, rank = lanes.rank();
     bool const counting = sums.pairs != nullptr || sums.first != nullptr;
     for (int e = b.thread(); e < E; e += threads) s.count[e] = 0;
-    if (b.thread() == 0) s.missing = s.masked = s.invalid = 0;
+    if (b.thread() == 0) s.missing = s.out_of_range = s.masked = s.invalid = 0;
     b.sync();
     b.wait_for_previous();
     b.let_next_start();
@@ -199,8 +199,9 @@ struct route_kernel {
       }
       detail::route_row<Width>(gate, row, rank, valid, t, out, scores, [&](int j, int expert) {
         if (!counting || expert == invalid_token || !live) return;
-        std::int32_t* const counter = expert < 0 ? &s.missing : &s.count[expert];
-        b.atomic_add(counter, expert >= 0 && j == 0 ? 0x10001 : 1);
+        bool const known = expert >= 0 && expert < E;
+        std::int32_t* const other = expert < 0 ? &s.missing : &s.out_of_range;
+        b.atomic_add(known ? &s.count[expert] : other, known && j == 0 ? 0x10001 : 1);
       });
       if (counting && rank == 0) {
         if (!live) b.atomic_add(&s.masked, 1);
@@ -227,7 +228,7 @@ struct route_kernel {
       for (int e = b.thread(); e < E; e += threads) own[e] = s.count[e] & 0xffff;
       if (b.thread() == 0) {
         own[E] = s.missing;
-        own[E + 1] = 0;
+        own[E + 1] = s.out_of_range;  // of a gate that breaks its promise
         own[E + 2] = s.masked;
         own[E + 3] = s.invalid;
       }
