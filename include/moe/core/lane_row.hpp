@@ -254,8 +254,8 @@ class whole_block {
 /// sums lane l of 32 adds elements l, l + 32, ... in turn before the lanes are added as a butterfly,
 /// whatever the width. A narrow sub-warp does the work of several such lanes in each of its own; of a
 /// block one warp adds. (Of a highest score that is 0, max does not tell the sign.) On a GPU the
-/// functions that a policy passes may differ in their last bits: exp does, and compilers contract
-/// products and sums within them.
+/// functions that a policy passes may differ in their last bits: exp and `divided_by` do, and
+/// compilers contract products and sums within them.
 /// @note  Called by all lanes together with the same arguments; a policy that knows nothing of
 ///        lanes does that. Policies have no loops of a length that differs by lane, as everything that
 ///        a row tells is the same in all of them.
