@@ -9,6 +9,7 @@
 #include <moe/core/concepts.hpp>
 #include <moe/core/config.hpp>
 #include <moe/core/lane_row.hpp>
+#include <moe/core/lanes.hpp>
 #include <moe/core/numeric.hpp>
 #include <moe/core/score_row.hpp>
 #include <moe/core/thread_block.hpp>
