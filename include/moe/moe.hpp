@@ -9,6 +9,7 @@
 #include <moe/core/execution.hpp>
 #include <moe/core/kernel_executor.hpp>
 #include <moe/core/lane_row.hpp>
+#include <moe/core/lanes.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/numeric.hpp>
 #include <moe/core/random.hpp>

@@ -127,3 +127,11 @@ TEST_CASE("core/numeric: ordered_bits has the order of floats, NaN below all") {
     CHECK(moe::ordered_bits(nan) < moe::ordered_bits(-infinity));
   static_assert(moe::ordered_bits(-1.0f) < moe::ordered_bits(1.0f));
 }
+
+TEST_CASE("core/divided_by: the quotient, on a CPU to the last bit") {
+  for (float const d : {3.0f, -0.7f, 1e-38f, 3e38f, 1e-45f, infinity})
+    for (float const x : {0.0f, 1.0f, -2.5f, 1e-40f}) {
+      CHECK(moe::divided_by(d)(x) == x / d);
+      CHECK(moe::divided_by(static_cast<double>(d), true)(3.0) == 3.0 / static_cast<double>(d));
+    }
+}

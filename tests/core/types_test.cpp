@@ -1,5 +1,6 @@
 #include <cstdint>
 #include <doctest/doctest.h>
+#include <string>
 #include <type_traits>
 
 #include <moe/core/types.hpp>
@@ -35,4 +36,15 @@ TEST_CASE("core/types: values that can be arguments of a kernel") {
   static_assert(moe::choices<3>::max_k == 3);
   CHECK(moe::choice<float>{}.expert == -1);
   CHECK(moe::choices<2>{}.k == 0);
+}
+
+TEST_CASE("core/choices: each visits the first k, in order") {
+  moe::choices<4> chosen;
+  std::string visited;
+  for (int k = 0; k <= 4; ++k) {
+    chosen.k = k;
+    chosen.each([&](int j) { visited += static_cast<char>('0' + j); });
+    visited += ' ';
+  }
+  CHECK(visited == " 0 01 012 0123 ");
 }

@@ -200,6 +200,7 @@ void check_backward(Gate const& gate, problem<L> const& p, bool of_experts, bool
   result chosen(p, K, false, false);
   route_on_cpu(gate, p, chosen);
   if (p.T > 0) chosen.expert[0] = p.E + 5;  // as any caller's mistake: no expert
+  if (p.T > 15) chosen.expert[static_cast<std::size_t>(15 * K)] = moe::invalid_token;
   auto const dweight = moe_test::normals<float>(p.T * K, 1);
   auto const dexpert = moe_test::normals<float>(p.E, 2);
   auto const dtoken = moe_test::normals<float>(p.T * p.E, 3);
@@ -253,6 +254,17 @@ struct halves {
   }
 };
 
+/// Names experts that there are not.
+struct beyond {
+  static constexpr int max_k = 2;
+  int k() const { return 2; }
+
+  void operator()(moe::score_row auto& row, auto& chosen, moe::token const& t) const {
+    chosen = {2, {row.size() + static_cast<int>(t.row), 1}, {}};
+  }
+  void backward(auto const&, auto const&, auto const&, auto&, moe::token const&) const {}
+};
+
 moe::top_k<16> any_k(int k) {
   return moe::top_k<16>(k);
 }
@@ -262,21 +274,21 @@ moe::top_k<16> any_k(int k) {
 TEST_CASE("gate/route on a GPU: as on the CPU, a thread to a token") {
   check_route(mixtral{}, problem<float>(150, 8), true, true);
   check_route(mixtral{}, problem<float>(37, 5, 3), false, false);
-  check_route(wide{{}, any_k(1), {}}, problem<float>(10, 1), true, true);
+  check_route(wide{{}, any_k(1), {}}, problem<moe::bf16>(10, 1), true, true);
   check_route(wide{{}, any_k(7), {.factor = 2.5f}}, problem<moe::bf16>(20, 7), true, true);
 }
 
 TEST_CASE("gate/route on a GPU: as on the CPU, a warp to a token") {
   check_route(mixtral{}, problem<float>(37, 60), true, true);
   check_route(wide{{}, any_k(11), {.factor = 2.5f}}, problem<moe::bf16>(33, 100, 1), true, true);
-  check_route(wide{{}, any_k(16), {}}, problem<float>(17, 16), true, false);
+  check_route(wide{{}, any_k(16), {}}, problem<moe::bf16>(17, 16), true, false);
   check_route(gpt_oss{}, problem<float>(18, 160), false, true);
   check_route(gpt_oss{}, problem<float>(15, 384, 5), true, false);
 }
 
 TEST_CASE("gate/route on a GPU: as on the CPU, a block to a token") {
   check_route(mixtral{}, problem<float>(7, 513), true, true);
-  check_route(wide{{}, any_k(9), {}}, problem<float>(5, 4096), false, true);
+  check_route(wide{{}, any_k(9), {}}, problem<moe::bf16>(5, 4096), false, true);
 }
 
 TEST_CASE("gate/route on a GPU: random policies, replay, a user's gate") {
@@ -291,6 +303,40 @@ TEST_CASE("gate/route on a GPU: random policies, replay, a user's gate") {
   check_route(halves{}, problem<float>(20, 50), false, true);
 }
 
+TEST_CASE("gate/route_kernel: a row in a part of a warp, launched by a user") {
+  using home = moe::row_home<64, 8, 64>;
+  problem<float> const p(37, 60);
+  result expected(p, 2, true, true);
+  route_on_cpu(mixtral{}, p, expected);
+  on_emulator([&](emulated_gpu const& exec) {
+    result found(p, 2, true, true);
+    found.routed.tokens = p.tokens();
+    exec.launch("user", moe::route_kernel<mixtral, home>{}, 3, {}, p.view(), std::int64_t{13},
+                found.routed, found.scores_view(), moe::gate_sums{});
+    CHECK(found == expected);
+  });
+}
+
+TEST_CASE("gate/route on a GPU: a gate that names experts that there are not") {
+  std::vector<float> const logits(5 * 3);
+  std::vector<int> expert(10), pairs(7);
+  std::vector<float> weight(10);
+  moe::routing routed;
+  routed.T = 5;
+  routed.K = 2;
+  routed.E = 3;
+  routed.expert = expert.data();
+  routed.weight = weight.data();
+  moe::gate_sums sums;
+  sums.chunk = 5;
+  sums.chunks = 1;
+  sums.pairs = pairs.data();
+  moe::route(emulated_gpu{}, beyond{}, moe::matrix_view<float const>(logits, 5, 3), {}, {}, routed,
+             {}, sums);
+  CHECK(expert == std::vector<int>{3, 1, 4, 1, 5, 1, 6, 1, 7, 1});
+  CHECK(pairs == std::vector<int>{0, 5, 0, 0, 5, 0, 0});
+}
+
 TEST_CASE("gate/route on a GPU: no tokens, one token") {
   for (int const E : {8, 64, 600}) {
     check_route(mixtral{}, problem<float>(0, E), true, true);
@@ -303,7 +349,7 @@ TEST_CASE("gate/route on a GPU: sums of chunks") {
   check_sums(mixtral{}, problem<float>(150, 8), 64, false);
   check_sums(mixtral{}, problem<float>(50, 3), 20, true);
   check_sums(mixtral{}, problem<float>(50, 60), 16, true);
-  check_sums(wide{{}, any_k(5), {}}, problem<float>(33, 130), 7, false);
+  check_sums(wide{{}, any_k(5), {}}, problem<moe::bf16>(33, 130), 7, false);
   check_sums(gpt_oss{}, problem<float>(9, 600), 4, false);
   check_sums(mixtral{}, problem<float>(0, 60), 16, true);
 }
@@ -322,7 +368,6 @@ TEST_CASE("gate/route_backward on a GPU: as on the CPU") {
   check_backward(gpt_oss{}, problem<float>(19, 200), false, false);
   check_backward(gpt_oss{}, problem<float>(7, 600), true, true);
   check_backward(gshard{}, problem<float>(21, 40), true, true);
-  check_backward(sampled{}, problem<float>(20, 384), true, false);
   check_backward(halves{}, problem<float>(21, 50), true, true);
 }
 

@@ -99,6 +99,8 @@ concept bounded_choices = requires { requires P::max_k >= 1 && P::max_k <= max_c
 ///            sum(o, g). at(e) reads, add(e, v) adds to one element. copy() is an independent row.
 ///            pop_max(a, b) gives the best candidate of [a, b), ties to the lower id, and makes its
 ///            score -inf; expert = -1 if there is none.
+///            A row may have what is faster for several experts, which policies use if it is there:
+///            r.pop_best(k, ids), the ids of k calls of pop_max(0, size()), and c.read(k, ids, values).
 /// Cost.      O(E), O(b - a) or O(1); no allocation.
 /// Models.    `array_row<float>`, `array_row<double>`; `lane_row` in kernels.
 template <class R>

@@ -33,16 +33,22 @@ MOE_HOST_DEVICE constexpr V where(bool condition, V a, V b) noexcept {
 }
 
 /// Divides by one number again and again. On a GPU, where a division takes ten times as long as a
-/// product, by its reciprocal: within two units in the last place.
+/// product, by its reciprocal: within four units in the last place.
 template <std::floating_point V>
 class divided_by {
  public:
-  MOE_HOST_DEVICE explicit constexpr divided_by(V divisor) noexcept : number_(divisor) {
+  /// @param moderate  Whether the divisor's size is known to be between 2^-100 and 2^100.
+  MOE_HOST_DEVICE explicit divided_by(V divisor, [[maybe_unused]] bool moderate = false) noexcept
+      : number_(divisor) {
 #if MOE_DEVICE_PASS
     // So that the reciprocal is neither infinite nor denormal; powers of two change no other bit.
     V const size = divisor < 0 ? -divisor : divisor;
-    scale_ = size < V(0x1p-100) ? V(0x1p100) : size > V(0x1p100) ? V(0x1p-100) : V(1);
-    number_ = 1 / (divisor * scale_);
+    if (!moderate)
+      scale_ = size < V(0x1p-100) ? V(0x1p100) : size > V(0x1p100) ? V(0x1p-100) : V(1);
+    if constexpr (sizeof(V) == 4)
+      number_ = __fdividef(1.0f, divisor * scale_);  // no call for numbers that do not come
+    else
+      number_ = 1 / (divisor * scale_);
 #endif
   }
 

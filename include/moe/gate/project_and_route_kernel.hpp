@@ -125,23 +125,18 @@ struct project_and_route_kernel {
 
     if (b.thread() == 0) *ticket = 0;
     auto lanes = home::lanes_of(b, s.exchange);
-    for (int i = 0; i < T; i += home::rows) {
-      // Rows beyond the last repeat it and write nothing: all lanes of a warp stay together.
-      int const mine = i + b.thread() / warp_size;
-      bool const writes = mine < T;
-      int const t = writes ? mine : T - 1;
+    for (int t = home::row_of(b); t < T; t += home::rows) {
       bool broken = false;
       typename home::template row<B> row(lanes, out.E, [&](int e) {
         float const* const from = partial + std::int64_t(t) * out.E + e;
         float l = from[0];
         for (std::int64_t n = 1; n < split.splits; ++n) l += from[n * T * out.E];
         broken |= detail::is_no_logit(l);
-        if (writes && !logits.absent()) logits(t, e) = l;
+        if (!logits.absent()) logits(t, e) = l;
         return l;
       });
       bool const valid = lanes.highest(std::uint32_t(broken)) == 0;
-      detail::route_row<warp_size>(gate, row, lanes.rank(), valid, writes, t, out, scores,
-                                   [](int, int) {});
+      detail::route_row<warp_size>(gate, row, lanes.rank(), valid, t, out, scores, [](int, int) {});
     }
   }
 
@@ -170,11 +165,12 @@ struct project_and_route_kernel {
         float w[experts][elements];
         MOE_UNROLL
         for (int i = 0; i < experts; ++i) load(weights[i] + m, M - m, w[i]);
+        A* from = x.data() + m;
         MOE_UNROLL
-        for (int t = 0; t < most_T; ++t) {
+        for (int t = 0; t < most_T; ++t, from += x.ld()) {
           if (t >= T) continue;
           float a[elements];
-          load(x.row(t) + m, M - m, a);
+          load(from, M - m, a);
           MOE_UNROLL
           for (int i = 0; i < experts; ++i) {
             MOE_UNROLL

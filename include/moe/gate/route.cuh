@@ -34,20 +34,20 @@ namespace detail {
 /// kernels of a gate to compile, not nine.
 template <kernel_executor X, class F>
 void with_row_home(char const* limit, std::int64_t E, call_site site, F const& f) {
-  constexpr int small = threads_of<X>(64), middle = threads_of<X>(256), large = threads_of<X>(512);
+  constexpr int few = threads_of<X>(64), some = threads_of<X>(256), many = threads_of<X>(512);
   if (E <= 8)
-    f.template operator()<row_home<8, 1, small>>();
+    f.template operator()<row_home<8, 1, few>>();
   else if (E <= 64)
-    f.template operator()<row_home<64, 32, large>>();
+    f.template operator()<row_home<64, 32, many>>();
   else if (E <= 128)
-    f.template operator()<row_home<128, 32, large, 65>>();
+    f.template operator()<row_home<128, 32, many, 65>>();
   else if (E <= 256)
-    f.template operator()<row_home<256, 32, large, 129>>();
+    f.template operator()<row_home<256, 32, many, 129>>();
   else if (E <= 512)
-    f.template operator()<row_home<512, 32, middle, 257>>();
+    f.template operator()<row_home<512, 32, some, 257>>();
   else {
     expects(E <= 4096, limit, site, {{"E", E}});
-    f.template operator()<row_home<4096, middle, middle, 513>>();
+    f.template operator()<row_home<4096, some, some, 513>>();
   }
 }
 

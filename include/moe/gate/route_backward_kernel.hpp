@@ -46,11 +46,7 @@ struct route_backward_kernel {
 
     std::int64_t const first = chunk * b.block();
     std::int64_t const last = first + chunk < chosen.T ? first + chunk : chosen.T;
-    for (std::int64_t i = first; i < last; i += home::rows) {
-      // Rows beyond the last repeat it and write nothing: all lanes of a warp stay together.
-      std::int64_t const mine = i + b.thread() / home::width;
-      bool const writes = mine < last;
-      std::int64_t const t = writes ? mine : last - 1;
+    for (std::int64_t t = first + home::row_of(b); t < last; t += home::rows) {
       token const id = chosen.tokens.at(t);
       bool const live = chosen.tokens.is_live(t);
       std::int32_t const* const expert = chosen.expert + t * chosen.K;
@@ -87,7 +83,7 @@ struct route_backward_kernel {
       gate.backward(row, made, dmade, grad, id);
       D* const to = dlogits.row(t) + rank;
       grad.transform([=](int e, float d) {
-        if (writes) to[e - rank] = static_cast<D>(valid ? d : 0.0f);
+        to[e - rank] = static_cast<D>(valid ? d : 0.0f);
         return d;
       });
     }

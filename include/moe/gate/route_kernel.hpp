@@ -9,6 +9,7 @@
 #include <moe/core/concepts.hpp>
 #include <moe/core/config.hpp>
 #include <moe/core/lane_row.hpp>
+#include <moe/core/lanes.hpp>
 #include <moe/core/numeric.hpp>
 #include <moe/core/score_row.hpp>
 #include <moe/core/thread_block.hpp>
@@ -37,6 +38,19 @@ struct row_home {
   using lanes = std::conditional_t<in_warp, sub_warp<B, Width>, whole_block<B, MaxE>>;
   template <thread_block B>
   using row = lane_row<lanes<B>, MaxE / Width, MinE / Width>;
+
+  /// Which of the block's rows this thread works on.
+  template <thread_block B>
+  MOE_HOST_DEVICE static int row_of(B& b) {
+    if constexpr (!in_warp)
+      return 0;
+    else if constexpr (Width == warp_size)
+      // From one lane, so that the compiler knows that all go the same way: no shuffle then has to
+      // wait for lanes that may have parted.
+      return b.shuffle(all_lanes, b.thread() / warp_size, 0);
+    else
+      return b.thread() / Width;
+  }
 
   template <thread_block B>
   MOE_HOST_DEVICE static lanes<B> lanes_of(B& b, [[maybe_unused]] shared& s) {
@@ -74,23 +88,19 @@ MOE_HOST_DEVICE float score_of_own(Row const& row, choices<MaxK> const& chosen, 
 ///
 /// No lane branches by what the row tells, so that the compiler sees the lanes together: of a token
 /// without valid logits the gate sees a row without candidates.
-/// @param row     In: logits; out: scores.
-/// @param writes  False in lanes that repeat a token which others write.
-/// @param took    took(j, expert), for each choice in one of the lanes.
+/// @param row   In: logits; out: scores.
+/// @param took  took(j, expert), for each choice in one of the lanes.
 template <int Width, class Row, class Gate, class Took>
-MOE_HOST_DEVICE void route_row(Gate const& gate, Row& row, int rank, bool valid, bool writes,
-                               std::int64_t t, basic_routing<float> const& out,
-                               matrix_view<float> scores, Took const& took) {
+MOE_HOST_DEVICE void route_row(Gate const& gate, Row& row, int rank, bool valid, std::int64_t t,
+                               basic_routing<float> const& out, matrix_view<float> scores,
+                               Took const& took) {
   constexpr int max_k = Gate::max_k;
   if (!valid) row.transform([](int, float) { return no_score<float>; });
   choices<max_k> chosen;
   gate(row, chosen, out.tokens.at(t));
   if (!scores.absent()) {
     float* const own = scores.row(t) + rank;
-    row.transform([=](int e, float s) {
-      if (writes) own[e - rank] = s;
-      return s;
-    });
+    row.transform([=](int e, float s) { return own[e - rank] = s; });
   }
   bool const live = out.tokens.is_live(t);
   int const nowhere = live ? invalid_token : no_candidate;
@@ -101,14 +111,14 @@ MOE_HOST_DEVICE void route_row(Gate const& gate, Row& row, int rank, bool valid,
     float weight = 0, score = 0;
     MOE_UNROLL
     for (int j = begin; j < max_k && j < begin + Width; ++j) {
-      bool const mine = rank == j - begin && j < out.K;
+      bool const mine = rank == j - begin;
       expert = mine ? chosen.expert[j] : expert;
       weight = mine ? chosen.weight[j] : weight;
     }
     if (out.score != nullptr) score = score_of_own(row, chosen, begin, rank, expert);
     expert = valid && live ? expert : nowhere;
     int const j = begin + rank;
-    if (!writes || rank >= Width || j >= out.K) continue;
+    if (rank >= Width || j >= out.K) continue;
     std::int64_t const i = t * out.K + j;
     out.expert[i] = expert;
     out.weight[i] = expert < 0 ? 0.0f : weight;
@@ -135,7 +145,7 @@ struct route_kernel {
   struct shared {
     typename home::shared exchange;
     std::int32_t count[MaxE];  // pairs, and above them, by 2^16, first choices
-    std::int32_t missing, masked, invalid;
+    std::int32_t missing, out_of_range, masked, invalid;
     // Of each row that the block keeps at once; the block's one row has it in registers.
     float score[home::in_warp ? home::rows : 1][home::in_warp ? MaxE : 1];
     double z[home::rows][2];
@@ -160,7 +170,7 @@ struct route_kernel {
     int const E = out.E, rank = lanes.rank();
     bool const counting = sums.pairs != nullptr || sums.first != nullptr;
     for (int e = b.thread(); e < E; e += threads) s.count[e] = 0;
-    if (b.thread() == 0) s.missing = s.masked = s.invalid = 0;
+    if (b.thread() == 0) s.missing = s.out_of_range = s.masked = s.invalid = 0;
     b.sync();
     b.wait_for_previous();
     b.let_next_start();
@@ -169,11 +179,7 @@ struct route_kernel {
     std::int64_t const last = first + chunk < out.T ? first + chunk : out.T;
     row_type total(lanes, E, [](int) { return 0.0f; });  // of scores
     double squares = 0, finite = 0;
-    for (std::int64_t i = first; i < last; i += home::rows) {
-      // Rows beyond the last repeat it and write nothing: all lanes of a warp stay together.
-      std::int64_t const mine = i + b.thread() / Width;
-      bool const writes = mine < last;
-      std::int64_t const t = writes ? mine : last - 1;
+    for (std::int64_t t = first + home::row_of(b); t < last; t += home::rows) {
       bool const live = out.tokens.is_live(t);
       L* const from = logits.row(t) + rank;  // rank: so that addresses are a constant away
       bool broken = false;
@@ -188,21 +194,21 @@ struct route_kernel {
         float const sum = row.sum(
             [=](int, float l) { return where(is_candidate(l), moe::exp(l - highest), 0.0f); });
         double const z = static_cast<double>(highest + std::log(sum));
-        bool const counts = writes && live && valid && is_candidate(highest);
+        bool const counts = live && valid && is_candidate(highest);
         squares += counts ? z * z : 0;
         finite += counts ? 1 : 0;
       }
-      detail::route_row<Width>(
-          gate, row, rank, valid, writes, t, out, scores, [&](int j, int expert) {
-            if (!counting || expert == invalid_token || !live) return;
-            std::int32_t* const counter = expert < 0 ? &s.missing : &s.count[expert];
-            b.atomic_add(counter, expert >= 0 && j == 0 ? 0x10001 : 1);
-          });
-      if (counting && writes && rank == 0) {
+      detail::route_row<Width>(gate, row, rank, valid, t, out, scores, [&](int j, int expert) {
+        if (!counting || expert == invalid_token || !live) return;
+        bool const known = expert >= 0 && expert < E;
+        std::int32_t* const other = expert < 0 ? &s.missing : &s.out_of_range;
+        b.atomic_add(known ? &s.count[expert] : other, known && j == 0 ? 0x10001 : 1);
+      });
+      if (counting && rank == 0) {
         if (!live) b.atomic_add(&s.masked, 1);
         if (live && !valid) b.atomic_add(&s.invalid, 1);
       }
-      if (sums.score != nullptr && writes && (live || sums.scores_masked))
+      if (sums.score != nullptr && (live || sums.scores_masked))
         total.transform(row, [](int, float sum, float score) {
           return sum + where(is_candidate(score), score, 0.0f);
         });
@@ -223,7 +229,7 @@ struct route_kernel {
       for (int e = b.thread(); e < E; e += threads) own[e] = s.count[e] & 0xffff;
       if (b.thread() == 0) {
         own[E] = s.missing;
-        own[E + 1] = 0;
+        own[E + 1] = s.out_of_range;  // of a gate that breaks its promise
         own[E + 2] = s.masked;
         own[E + 3] = s.invalid;
       }

@@ -22,7 +22,7 @@ struct softmax {
     row.transform(
         [=](int, V l) { return where(is_candidate(l), moe::exp(l - highest), no_score<V>); });
     V const total = row.sum([](int, V s) { return where(is_candidate(s), s, V(0)); });
-    divided_by<V> const by_total(total);
+    divided_by<V> const by_total(total, true);             // 1 to E, or 0 without a candidate
     row.transform([=](int, V s) { return by_total(s); });  // -inf stays -inf
   }
 

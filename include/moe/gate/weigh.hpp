@@ -63,15 +63,15 @@ struct renormalised {
     auto scored = chosen;
     read_scores(scores, scored);
     V const total = sum(scored);
-    V const divisor = total < floor ? V(floor) : total;
+    divided_by<V> const by_divisor(total < floor ? V(floor) : total);
     V mean = 0;  // sum of g w
     if (total >= floor)
       chosen.each([&](int j) {
-        if (chosen.expert[j] >= 0) mean += dchosen.weight[j] * (scored.weight[j] / divisor);
+        if (chosen.expert[j] >= 0) mean += dchosen.weight[j] * by_divisor(scored.weight[j]);
       });
     chosen.each([&](int j) {
       if (chosen.expert[j] >= 0)
-        dscores.add(chosen.expert[j], (dchosen.weight[j] - mean) / divisor);
+        dscores.add(chosen.expert[j], by_divisor(dchosen.weight[j] - mean));
     });
   }
 

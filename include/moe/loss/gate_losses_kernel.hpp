@@ -72,7 +72,7 @@ struct gate_balance_kernel {
       }
       s.score[warp][lane] = score;
       s.load[warp][lane] = load;
-      b.sync();
+      b.sync();  // where warps share columns there is one round
       if (part == 0 && e < E) {
         for (int p = 1; p < parts; ++p) {
           score += s.score[p * at_once + warp][lane];
@@ -84,7 +84,6 @@ struct gate_balance_kernel {
                            ? 0.0f
                            : static_cast<float>(scale * dloss * static_cast<double>(load) / square);
       }
-      b.sync();
     }
     total = detail::sum_of_warp(b, total);
     if (lane == 0) s.loss[warp] = total;
