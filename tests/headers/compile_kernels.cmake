@@ -2,10 +2,15 @@
 #   cmake -DNVCC=... -DKERNEL=<file> -DOBJECT=<file> -DFLAGS=<list> -P compile_kernels.cmake
 # OBJECT.resources: lines "sm_<n> <registers> <bytes of shared memory> <mangled name>".
 cmake_minimum_required(VERSION 3.25)
+# Arguments: "<compute> <code>..." for each way through the front end.
 function(compile object flags)
   set(codes "")
-  foreach(arch IN LISTS ARGN)
-    list(APPEND codes -gencode arch=compute_${arch},code=sm_${arch})
+  foreach(way IN LISTS ARGN)
+    string(REGEX MATCHALL "[0-9a]+" architectures "${way}")
+    list(POP_FRONT architectures compute)
+    list(TRANSFORM architectures PREPEND "sm_")
+    list(JOIN architectures "," architectures)
+    list(APPEND codes -gencode "arch=compute_${compute},code=[${architectures}]")
   endforeach()
   execute_process(COMMAND "${NVCC}" ${FLAGS} ${flags} ${codes} -c "${KERNEL}" -o "${object}"
     RESULT_VARIABLE result OUTPUT_VARIABLE out ERROR_VARIABLE out)
@@ -16,13 +21,12 @@ function(compile object flags)
   set(out "${out}" PARENT_SCOPE)
 endfunction()
 
-# Policies that loop to a k that is known at run time may keep a token's choices in local memory.
-set(flags -Xptxas=-v,-warn-spills,-warn-lmem-usage,-Werror)
-if(KERNEL MATCHES "gates_in_kernels.cu$")
-  set(flags -Xptxas=-v)
+if(KERNEL MATCHES "gates_in_kernels.cu$")  # every policy, on rows that are in local memory
+  compile("${OBJECT}" -Xptxas=-v "90 90")
+else()
+  compile("${OBJECT}.later" "" "100 100 120")
+  compile("${OBJECT}" -Xptxas=-v,-warn-spills,-warn-lmem-usage,-Werror "80 80" "90 90 90a")
 endif()
-compile("${OBJECT}.later" "" 100 120)
-compile("${OBJECT}" "${flags}" 80 90 90a)
 
 set(lines "")
 string(REPLACE ";" "," out "${out}")
