@@ -1,15 +1,12 @@
-// Dispatch, combine and their backwards on a GPU, beside a copy of as many bytes and the obvious kernels.
+// Dispatch, combine and their backwards on a GPU, beside a copy of as many bytes and the obvious kernels; and
+// table, dispatch and combine together against the one-hot einsum.
 // SPDX-License-Identifier: MIT
 #include <algorithm>
 #include <benchmark/benchmark.h>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cublas_v2.h>
 #include <memory>
-#include <random>
-#include <string>
-#include <tuple>
 #include <vector>
 
 #include <moe/core/gpu.cuh>
@@ -17,60 +14,21 @@
 #include <moe/core/thread_team.hpp>
 #include <moe/dispatch/combine.cuh>
 #include <moe/dispatch/dispatch.cuh>
-#include <moe/routing/build_table.hpp>
+#include <moe/routing/build_table.cuh>
+#include <moe/routing/routing.cuh>
+#include <moe/routing/routing_table.cuh>
 
+#include "support/gpu_problem.cuh"
 #include "support/gpu_timing.cuh"
+#include "support/matrix_products.cuh"
 
 namespace {
 
-using moe::bf16;
+using moe_bench::batch_case;
+using moe_bench::bf16;
 
-struct model {
-  char const* name;
-  int E, K;
-  std::int64_t M;
-};
-constexpr model models[] = {{"mixtral", 8, 2, 4096},
-                            {"deepseek_v3", 256, 8, 7168},
-                            {"qwen3", 128, 8, 2048},
-                            {"one_hot", 64, 2, 1024}};  // for the einsum, with 4096 tokens only
-constexpr std::int64_t batch_sizes[] = {1, 8, 32, 128, 512, 4096, 16384};
-
-/// K different experts for each token: equally popular, or the i-th with weight 1 / (i + 1).
-moe::routing_buffer make_routing(model const& m, std::int64_t T, bool zipf) {
-  moe::routing_buffer r(T, m.K, m.E);
-  std::mt19937 random(1);
-  std::uniform_real_distribution<double> unit(0, 1);
-  std::vector<std::pair<double, std::int32_t>> key(static_cast<std::size_t>(m.E));
-  for (std::int64_t t = 0; t < T; ++t) {
-    // The K lowest of exponential times of these rates: a sample without replacement.
-    for (int e = 0; e < m.E; ++e)
-      key[static_cast<std::size_t>(e)] = {-std::log(1 - unit(random)) * (zipf ? e + 1 : 1), e};
-    std::partial_sort(key.begin(), key.begin() + m.K, key.end());
-    for (int j = 0; j < m.K; ++j) {
-      r.expert[t * m.K + j] = key[static_cast<std::size_t>(j)].second;
-      r.weight[t * m.K + j] = static_cast<float>(unit(random));
-    }
-  }
-  return r;
-}
-
-/// Random bf16 of (-1, 1).
-struct fill_kernel {
-  static constexpr int threads = 256;
-  struct shared {};
-  template <moe::thread_block B>
-  MOE_HOST_DEVICE void operator()(B& b, shared&, bf16* to, std::int64_t size) const {
-    b.wait_for_previous();
-    for (std::int64_t i = std::int64_t(b.block()) * threads + b.thread(); i < size;
-         i += std::int64_t(b.blocks()) * threads) {
-      auto x = static_cast<std::uint32_t>(i) * 2654435761u;
-      x ^= x >> 15;
-      to[i] = static_cast<bf16>(static_cast<float>(static_cast<std::int32_t>(x * 0x2c1b3c6du)) *
-                                0x1p-31f);
-    }
-  }
-};
+/// What the einsum is set against.
+constexpr batch_case one_hot_case = {{"one_hot", 64, 2, 1024}, 4096};
 
 /// The obvious dispatch: a block copies a row from its token.
 struct gather_kernel {
@@ -120,84 +78,57 @@ struct one_hot_kernel {
   }
 };
 
-/// The product behind an einsum with a one-hot tensor, in row-major terms: c = a b, or a^T b.
-class matrix_products {
- public:
-  matrix_products() { demand(cublasCreate(&handle_)); }
-  ~matrix_products() { static_cast<void>(cublasDestroy(handle_)); }
-
-  void operator()(cudaStream_t stream, bool transpose_a, moe::matrix_view<bf16> a,
-                  moe::matrix_view<bf16> b, moe::matrix_view<bf16> c) const {
-    float const one = 1, zero = 0;
-    demand(cublasSetStream(handle_, stream));
-    demand(
-        cublasSetWorkspace(handle_, workspace_.data(), workspace_.size()));  // gone with SetStream
-    // cuBLAS takes rows for columns: it computes c^T = b^T a^T.
-    demand(cublasGemmEx(
-        handle_, CUBLAS_OP_N, transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, static_cast<int>(c.cols()),
-        static_cast<int>(c.rows()), static_cast<int>(b.rows()), &one, b.data(), CUDA_R_16BF,
-        static_cast<int>(b.ld()), a.data(), CUDA_R_16BF, static_cast<int>(a.ld()), &zero, c.data(),
-        CUDA_R_16BF, static_cast<int>(c.ld()), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
-  }
-
- private:
-  static void demand(cublasStatus_t status) {
-    if (status != CUBLAS_STATUS_SUCCESS) throw moe::error("benchmark: cuBLAS failed");
-  }
-
-  moe::gpu_buffer workspace_{std::size_t{32} << 20};
-  cublasHandle_t handle_ = nullptr;
-};
-
 /// Device memory for one model and batch: a table, and sets of matrices that follow one another.
 struct problem {
-  model m;
+  moe::gpu exec;  // first: without a device nothing else is tried
+  moe_bench::model m;
   std::int64_t T;
   moe::routing_buffer routing;
   moe::table_shape shape;
   moe::table_buffer table;
   std::int64_t set_size;  // elements: tokens, out [T,M], rows, drows [N,M]
   int sets;
-  moe::gpu_buffer ids, values, matrices, masks;
-  std::unique_ptr<matrix_products> products;
-  moe::routing_table on_device;
+  moe::gpu_buffer tables, scratch, values, matrices, masks;
+  std::unique_ptr<moe_bench::matrix_products> products;
+  moe::routing routed_there;
+  moe::routing_table on_device, built;
+  bool is_verified = false;
   char const* wrong = nullptr;  // what was verified and is not right
 
-  problem(model const& which, std::int64_t tokens, bool zipf)
-      : m(which),
-        T(tokens),
-        routing(make_routing(m, T, zipf)),
+  explicit problem(batch_case const& c)
+      : m(c.of),
+        T(c.T),
+        routing(moe_bench::make_routing(c)),
         shape(shape_of(m, T)),
         table(shape),
         set_size(2 * (T + shape.max_rows) * m.M),
         sets(moe_bench::sets_past_cache(static_cast<std::size_t>(set_size) * sizeof(bf16) / 2)),
-        ids(static_cast<std::size_t>(pairs() + shape.max_rows) * sizeof(std::int32_t) +
-            sizeof(moe::table_counts)),
+        tables(2 * moe::table_bytes(shape) + moe::routing_bytes(T, m.K)),
+        scratch(moe::build_table_scratch(exec, shape)),
         values(2 * static_cast<std::size_t>(pairs()) * sizeof(float)),
         matrices(static_cast<std::size_t>(set_size * sets) * sizeof(bf16)) {
     moe::cpu const host;
-    moe::buffer const scratch(moe::build_table_scratch(host, shape));
-    moe::build_table(host, routing, moe::table_rules{}, scratch, table);
-    on_device = table;
-    auto* const counts = static_cast<moe::table_counts*>(ids.data());
-    on_device.counts = counts;
-    on_device.row_of = reinterpret_cast<std::int32_t*>(counts + 1);
-    on_device.pair_of = on_device.row_of + pairs();
-    upload(on_device.counts, table.counts, 1);
-    upload(on_device.row_of, table.row_of, pairs());
-    upload(on_device.pair_of, table.pair_of, shape.max_rows);
-    upload(values.data(), routing.weight, pairs());
-    moe::gpu const exec;
-    exec.launch("fill", fill_kernel{}, 8 * exec.processors(), moe::call_site::here(),
-                static_cast<bf16*>(matrices.data()), set_size * sets);
-    if (has_masks()) {
+    moe::buffer const here(moe::build_table_scratch(host, shape));
+    moe::build_table(host, routing, moe::table_rules{}, here, table);
+    moe::memory from = tables;
+    routed_there = moe::carve_routing(exec, from, T, m.K, m.E);
+    on_device = moe::carve_table(exec, from, shape);
+    built = moe::carve_table(exec, from, shape);
+    moe_bench::upload(routed_there.expert, routing.expert, pairs());
+    moe_bench::upload(on_device.counts, table.counts, 1);
+    moe_bench::upload(on_device.row_of, table.row_of, pairs());
+    moe_bench::upload(on_device.pair_of, table.pair_of, shape.max_rows);
+    moe_bench::upload(static_cast<float*>(values.data()), routing.weight, pairs());
+    moe_bench::fill_at_random(exec, static_cast<bf16*>(matrices.data()), set_size * sets);
+    if (c == one_hot_case) {
       masks = moe::gpu_buffer(static_cast<std::size_t>(T * N()) * sizeof(bf16));
-      products = std::make_unique<matrix_products>();
+      products = std::make_unique<moe_bench::matrix_products>();
     }
-    verify(exec);
+    // The CPU would take minutes over the largest ones.
+    if (pairs() * m.M <= std::int64_t{1} << 27) verify();
   }
 
-  static moe::table_shape shape_of(model const& m, std::int64_t T) {
+  static moe::table_shape shape_of(moe_bench::model const& m, std::int64_t T) {
     moe::table_shape shape{.T = T, .K = m.K, .E = m.E};
     shape.max_rows = moe::max_rows(moe::table_rules{}, shape);
     return shape;
@@ -205,20 +136,33 @@ struct problem {
   std::int64_t pairs() const { return T * m.K; }
   std::int64_t N() const { return shape.max_rows; }  // dropless and packed: every pair has a row
 
-  bool has_masks() const { return m.E == 64; }
+  bool has_masks() const { return masks.data() != nullptr; }
   /// The einsum's tensor [T,E,C], here [T,N] as no expert has empty rows, made anew.
-  moe::matrix_view<bf16> mask(moe::gpu const& exec, float const* weights) const {
+  moe::matrix_view<bf16> mask(moe::gpu const& on, float const* weights) const {
     moe::matrix_view<bf16> const all(static_cast<bf16*>(masks.data()), T, N());
-    exec.fill(all.data(), 0, masks.size());
-    exec.launch("one_hot", one_hot_kernel{}, (pairs() + 255) / 256, moe::call_site::here(),
-                static_cast<std::int32_t const*>(on_device.row_of), weights, m.K, all);
+    on.fill(all.data(), 0, masks.size());
+    on.launch("one_hot", one_hot_kernel{}, (pairs() + 255) / 256, moe::call_site::here(),
+              static_cast<std::int32_t const*>(on_device.row_of), weights, m.K, all);
     return all;
   }
-  void dispatch_one_hot(moe::gpu const& exec, int set, moe::matrix_view<bf16> to) const {
-    (*products)(exec.stream(), true, mask(exec, nullptr), tokens(set), to);
+  void dispatch_one_hot(moe::gpu const& on, int set, moe::matrix_view<bf16> to) const {
+    (*products)(on, moe_bench::transposed::left, mask(on, nullptr), tokens(set), to);
   }
-  void combine_one_hot(moe::gpu const& exec, int set) const {
-    (*products)(exec.stream(), false, mask(exec, weight().data()), rows(set), out(set));
+  void combine_one_hot(moe::gpu const& on, int set) const {
+    (*products)(on, moe_bench::transposed::none, mask(on, weight().data()), rows(set), out(set));
+  }
+
+  /// A layer without its experts: table, dispatch, combine.
+  void move(moe::gpu const& on, int set) const {
+    moe::routing_table made = built;
+    moe::build_table(on, routed_there, moe::table_rules{}, scratch, made);
+    moe::dispatch(on, tokens(set), made, rows(set));
+    moe::combine(on, rows(set), made, weight(), out(set));
+  }
+  /// The same by einsums. Which row a pair has is given to it.
+  void move_one_hot(moe::gpu const& on, int set) const {
+    dispatch_one_hot(on, set, rows(set));
+    combine_one_hot(on, set);
   }
 
   moe::matrix_view<bf16> part(int set, std::int64_t first, std::int64_t rows) const {
@@ -236,24 +180,12 @@ struct problem {
   }
 
  private:
-  template <class V>
-  static void upload(void* to, V const* from, std::int64_t count) {
-    moe_bench::check(
-        cudaMemcpy(to, from, static_cast<std::size_t>(count) * sizeof(V), cudaMemcpyHostToDevice));
-  }
-  template <class V>
-  static std::vector<V> download(V const* from, std::int64_t count) {
-    std::vector<V> values(static_cast<std::size_t>(count));
-    moe_bench::check(
-        cudaMemcpy(values.data(), from, values.size() * sizeof(V), cudaMemcpyDeviceToHost));
-    return values;
-  }
-  std::vector<bf16> download(moe::matrix_view<bf16> view) const {
-    return download<bf16>(view.data(), view.rows() * view.cols());
+  static std::vector<bf16> download(moe::matrix_view<bf16> view) {
+    return moe_bench::download<bf16>(view.data(), view.rows() * view.cols());
   }
 
   /// Each form once, on the first set, against the CPU.
-  void verify(moe::gpu const& exec) {
+  void verify() {
     moe::thread_team team(8);
     moe::cpu const host = team;
     auto const x = download(tokens(0)), y = download(rows(0));
@@ -286,29 +218,37 @@ struct problem {
     if (has_masks()) {
       combine_one_hot(exec, 0);
       demand(download(out(0)), small, 0.02f, "the one-hot combine differs from the CPU's");
+      verify_moves(host, demand);
     }
     moe::combine_backward(exec, tokens(0), rows(0), on_device, weight(), drows(0), dweight());
     moe::combine_backward(host, in, given, table, w, big_view, dots);
     demand(download(drows(0)), big, 0.01f, "combine_backward differs from the CPU's");
-    demand(download(dweight().data(), pairs()), dots, 0.01f, "dweight differs from the CPU's");
+    demand(moe_bench::download(dweight().data(), pairs()), dots, 0.01f,
+           "dweight differs from the CPU's");
     moe::dispatch_backward(exec, rows(0), tokens(0), on_device, weight(), out(0), dweight());
     moe::dispatch_backward(host, given, in, table, w, small_view, dots);
     demand(download(out(0)), small, 0.01f, "dispatch_backward differs from the CPU's");
-    demand(download(dweight().data(), pairs()), dots, 0.01f, "dweight differs from the CPU's");
+    demand(moe_bench::download(dweight().data(), pairs()), dots, 0.01f,
+           "dweight differs from the CPU's");
+    is_verified = true;
+  }
+
+  /// Overwrites rows of the second set.
+  template <class Demand>
+  void verify_moves(moe::cpu const& host, Demand const& demand) const {
+    int const set = 1;
+    auto const x = download(tokens(set));
+    std::vector<bf16> big(static_cast<std::size_t>(N() * m.M)), small(x.size());
+    moe::matrix_view<bf16> const big_view(big.data(), N(), m.M), small_view(small.data(), T, m.M);
+    moe::dispatch(host, moe::matrix_view<bf16 const>(x.data(), T, m.M), table, big_view);
+    moe::combine(host, moe::matrix_view<bf16 const>(big_view), table,
+                 moe::vector_view<float const>(routing.weight, pairs()), small_view);
+    move(exec, set);
+    demand(download(out(set)), small, 0.01f, "table, dispatch and combine differ from the CPU's");
+    move_one_hot(exec, set);
+    demand(download(out(set)), small, 0.02f, "the one-hot einsums differ from the CPU's");
   }
 };
-
-/// The problem that the benchmark before had, if it is the same: benchmarks of one follow one another.
-problem& shared_problem(int which, std::int64_t T, bool zipf) {
-  static std::unique_ptr<problem> current;
-  static std::tuple<int, std::int64_t, bool> key;
-  if (current == nullptr || key != std::tuple(which, T, zipf)) {
-    current.reset();
-    current = std::make_unique<problem>(models[which], T, zipf);
-    key = {which, T, zipf};
-  }
-  return *current;
-}
 
 /// A named operation, and how often it reads and writes [N,M] and [T,M].
 struct operation {
@@ -369,40 +309,33 @@ constexpr operation one_hot_operations[] = {
     operations[3],
     {"combine_one_hot", 1, 0, 0, 1,
      [](problem const& p, moe::gpu const& exec, int set) { p.combine_one_hot(exec, set); }},
+    // Their quotient is what the table, dispatch and combine gain over the einsums.
+    {"move", 1, 1, 1, 1,
+     [](problem const& p, moe::gpu const& exec, int set) { p.move(exec, set); }},
+    {"move_one_hot", 1, 1, 1, 1,
+     [](problem const& p, moe::gpu const& exec, int set) { p.move_one_hot(exec, set); }},
 };
 
-void run(benchmark::State& state, operation const& o, int which, std::int64_t T, bool zipf) {
-  try {
-    problem const& p = shared_problem(which, T, zipf);
-    if (p.wrong != nullptr) return state.SkipWithError(p.wrong);
-    double const rows = static_cast<double>(p.N()), tokens = static_cast<double>(p.T);
-    double const bytes =
-        sizeof(bf16) * static_cast<double>(p.m.M) *
-        (rows * (o.rows_read + o.rows_written) + tokens * (o.tokens_read + o.tokens_written));
-    moe_bench::time_on_gpu(state, p.sets, bytes,
-                           [&](moe::gpu const& exec, int set) { o.run(p, exec, set); });
-    state.counters["tokens/s"] =
-        benchmark::Counter(static_cast<double>(T), benchmark::Counter::kIsIterationInvariantRate);
-  } catch (moe::error const& e) {
-    state.SkipWithError(e.what());
-  }
-}
-
-void add_benchmark(operation const& o, int which, std::int64_t T, bool zipf) {
-  std::string const name = std::string(o.name) + "/" + models[which].name +
-                           (zipf ? "/zipf" : "/uniform") + "/T:" + std::to_string(T);
-  benchmark::RegisterBenchmark(
-      name.c_str(), [&o, which, T, zipf](benchmark::State& s) { run(s, o, which, T, zipf); })
-      ->UseManualTime()
-      ->Unit(benchmark::kMicrosecond);
+void run(benchmark::State& state, operation const& o, batch_case const& c) {
+  auto const& p = moe_bench::shared_problem<problem>(c);
+  if (p.wrong != nullptr) return state.SkipWithError(p.wrong);
+  double const rows = static_cast<double>(p.N()), tokens = static_cast<double>(p.T);
+  double const bytes =
+      sizeof(bf16) * static_cast<double>(p.m.M) *
+      (rows * (o.rows_read + o.rows_written) + tokens * (o.tokens_read + o.tokens_written));
+  moe_bench::time_on_gpu(state, p.sets, bytes,
+                         [&](moe::gpu const& exec, int set) { o.run(p, exec, set); });
+  state.counters["verified"] = p.is_verified;
 }
 
 bool const registered = [] {
-  for (int which = 0; which < 3; ++which)
-    for (bool const zipf : {false, true})
-      for (std::int64_t const T : batch_sizes)
-        for (operation const& o : operations) add_benchmark(o, which, T, zipf);
-  for (operation const& o : one_hot_operations) add_benchmark(o, 3, 4096, false);
+  auto const add = [](operation const& o, batch_case const& c) {
+    moe_bench::add_benchmark(c.name(o.name), c.T,
+                             [&o, c](benchmark::State& state) { run(state, o, c); });
+  };
+  for (batch_case const& c : moe_bench::all_cases())
+    for (operation const& o : operations) add(o, c);
+  for (operation const& o : one_hot_operations) add(o, one_hot_case);
   return true;
 }();
 

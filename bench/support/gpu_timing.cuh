@@ -33,34 +33,27 @@ inline int sets_past_cache(std::size_t bytes) {
   return static_cast<int>(std::min<std::size_t>(wanted, 2048));
 }
 
-/// Calls enqueue(exec, i) for i in [0, calls), captured once in a graph and replayed at will.
-class replay {
+/// A stream with an event before and one after what is timed.
+class gpu_clock {
  public:
-  replay(int calls, std::function<void(moe::gpu const&, int)> const& enqueue) : calls_(calls) {
+  gpu_clock() {
     check(cudaStreamCreate(&stream_));
     check(cudaEventCreate(&start_));
     check(cudaEventCreate(&stop_));
-    cudaGraph_t graph = nullptr;
-    moe::gpu const exec(stream_);
-    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
-    for (int i = 0; i < calls; ++i) enqueue(exec, i);
-    check(cudaStreamEndCapture(stream_, &graph));
-    check(cudaGraphInstantiate(&graph_, graph, 0));
-    check(cudaGraphDestroy(graph));
   }
-  replay(replay const&) = delete;
-  ~replay() {
-    static_cast<void>(cudaGraphExecDestroy(graph_));
+  gpu_clock(gpu_clock const&) = delete;
+  ~gpu_clock() {
     static_cast<void>(cudaEventDestroy(stop_));
     static_cast<void>(cudaEventDestroy(start_));
     static_cast<void>(cudaStreamDestroy(stream_));
   }
 
-  int calls() const { return calls_; }
-  /// For all calls.
-  double seconds() const {
+  cudaStream_t stream() const { return stream_; }
+  /// Of what enqueue() puts on the stream.
+  template <class F>
+  double seconds(F const& enqueue) const {
     check(cudaEventRecord(start_, stream_));
-    check(cudaGraphLaunch(graph_, stream_));
+    enqueue();
     check(cudaEventRecord(stop_, stream_));
     check(cudaEventSynchronize(stop_));
     float milliseconds = 0;
@@ -69,9 +62,34 @@ class replay {
   }
 
  private:
-  int calls_;
   cudaStream_t stream_ = nullptr;
   cudaEvent_t start_ = nullptr, stop_ = nullptr;
+};
+
+/// Calls enqueue(exec, i) for i in [0, calls), captured once in a graph and replayed at will.
+class replay {
+ public:
+  replay(int calls, std::function<void(moe::gpu const&, int)> const& enqueue) : calls_(calls) {
+    cudaGraph_t graph = nullptr;
+    moe::gpu const exec(clock_.stream());
+    check(cudaStreamBeginCapture(clock_.stream(), cudaStreamCaptureModeThreadLocal));
+    for (int i = 0; i < calls; ++i) enqueue(exec, i);
+    check(cudaStreamEndCapture(clock_.stream(), &graph));
+    check(cudaGraphInstantiate(&graph_, graph, 0));
+    check(cudaGraphDestroy(graph));
+  }
+  replay(replay const&) = delete;
+  ~replay() { static_cast<void>(cudaGraphExecDestroy(graph_)); }
+
+  int calls() const { return calls_; }
+  /// For all calls.
+  double seconds() const {
+    return clock_.seconds([&] { check(cudaGraphLaunch(graph_, clock_.stream())); });
+  }
+
+ private:
+  int calls_;
+  gpu_clock clock_;
   cudaGraphExec_t graph_ = nullptr;
 };
 
@@ -140,28 +158,48 @@ inline double copy_bandwidth() {
   return static_cast<double>(bytes) / copy_seconds(bytes);
 }
 
-/// Times enqueue(exec, set) with sets in turn; the time of an iteration is that of one call. With
-/// UseManualTime.
-/// @param bytes  What a call has to read and write, for bytes/s, percent of the bandwidth of a large
-///               copy, and of a copy of as many bytes.
+/// Repeats seconds(), each time that of `calls` calls, until the benchmark is done, and reports what it
+/// means for as many bytes as a call has to read and write: bytes/s, the percentage of the bandwidth of a large
+/// copy, that of the speed of a copy of as many bytes, and the microseconds that the bytes take at full
+/// bandwidth.
+template <class F>
+void measure(benchmark::State& state, int calls, double bytes, F const& seconds) {
+  for (int warm = 0; warm < 3; ++warm) seconds();
+  double total = 0;
+  std::int64_t timed = 0;
+  while (state.KeepRunningBatch(calls)) {
+    double const took = seconds();
+    state.SetIterationTime(took);
+    total += took;
+    timed += calls;
+  }
+  double const each = total / static_cast<double>(timed);
+  state.counters["bytes/s"] = bytes / each;
+  state.counters["%bandwidth"] = 100 * bytes / each / copy_bandwidth();
+  state.counters["%copy"] = 100 * copy_seconds(static_cast<std::size_t>(bytes)) / each;
+  state.counters["floor_us"] = 1e6 * bytes / copy_bandwidth();
+}
+
+/// Times enqueue(exec, set) with sets in turn, as a graph; the time of an iteration is that of one call.
+/// With UseManualTime.
 inline void time_on_gpu(benchmark::State& state, int sets, double bytes,
                         std::function<void(moe::gpu const&, int)> const& enqueue) {
   // Short calls many times, so that an event's microsecond does not count.
   int const rounds = std::max(1, 64 / sets);
   replay const graph(sets * rounds, [&](moe::gpu const& exec, int i) { enqueue(exec, i % sets); });
-  for (int warm = 0; warm < 3; ++warm) graph.seconds();
-  double total = 0;
-  std::int64_t calls = 0;
-  while (state.KeepRunningBatch(graph.calls())) {
-    double const seconds = graph.seconds();
-    state.SetIterationTime(seconds);
-    total += seconds;
-    calls += graph.calls();
-  }
-  double const each = total / static_cast<double>(calls);
-  state.counters["bytes/s"] = bytes / each;
-  state.counters["%bandwidth"] = 100 * bytes / each / copy_bandwidth();
-  state.counters["%copy"] = 100 * copy_seconds(static_cast<std::size_t>(bytes)) / each;
+  measure(state, graph.calls(), bytes, [&] { return graph.seconds(); });
+}
+
+/// The same without a graph, for what cannot be captured: launches by the host count.
+inline void time_eagerly(benchmark::State& state, int sets, double bytes,
+                         std::function<void(moe::gpu const&, int)> const& enqueue) {
+  gpu_clock const clock;
+  moe::gpu const exec(clock.stream());
+  measure(state, sets, bytes, [&] {
+    return clock.seconds([&] {
+      for (int i = 0; i < sets; ++i) enqueue(exec, i);
+    });
+  });
 }
 
 }  // namespace moe_bench
