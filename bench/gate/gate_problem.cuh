@@ -21,7 +21,7 @@
 #include <moe/gate/score.hpp>
 #include <moe/gate/select.hpp>
 #include <moe/gate/weigh.hpp>
-#include <moe/routing/routing.hpp>
+#include <moe/routing/routing.cuh>
 
 #include "support/gpu_problem.cuh"
 
@@ -135,7 +135,7 @@ struct gate_problem {
       s.logits = {from.take<L>(size, "benchmark", site), c.T, E};
       s.dlogits = {from.take<L>(size, "benchmark", site), c.T, E};
       s.dweight = from.take<float>(c.pairs(), "benchmark", site);
-      s.routed = moe::detail::take_routing<float>(from, c.T, K, E, site);
+      s.routed = moe::carve_routing(exec, from, c.T, K, E);
       s.routed.score = nullptr;
       s.sums = moe::carve_gate_sums(from, c.T, E);
       if (n == 0) {

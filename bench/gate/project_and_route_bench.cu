@@ -11,6 +11,7 @@
 #include <moe/core/thread_team.hpp>
 #include <moe/gate/project_and_route.cuh>
 #include <moe/gate/route.cuh>
+#include <moe/routing/routing.cuh>
 
 #include "gate/gate_problem.cuh"
 #include "support/gpu_problem.cuh"
@@ -63,7 +64,7 @@ struct problem {
       s.router = {from.take<bf16>(E * M, "benchmark", site), E, M};
       s.logits = {from.take<float>(T * E, "benchmark", site), T, E};
       s.scratch = {from.take<std::byte>(scratch_bytes, "benchmark", site), scratch};
-      s.routed = moe::detail::take_routing<float>(from, T, of.of.K, of.of.E, site);
+      s.routed = moe::carve_routing(exec, from, T, of.of.K, of.of.E);
       s.routed.score = nullptr;
       s.ticket = static_cast<std::int32_t*>(tickets.data()) + n;
       moe_bench::fill_at_random(exec, s.x.data(), T * M);
