@@ -122,6 +122,7 @@ void add(batch_case const& c, char const* operation, Gate const& gate,
         auto const& p = moe_bench::shared_problem<problem>(c);
         moe::thread_team team(8);
         moe::cpu const host(team);
+        moe_bench::forget(p.exec, p.at(0).routed);
         enqueue(p, p.exec, gate, 0);
         auto const logits = p.logits();
         moe_bench::expected_routing const expected(

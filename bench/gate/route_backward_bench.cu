@@ -43,6 +43,7 @@ bool is_right(gate_problem<L> const& p, Gate const& gate) {
   moe::route_backward(host, gate, p.on_host(), chosen, {p.dweight.data(), p.of.T, p.of.of.K},
                       {.expert = p.dexpert}, scratch,
                       moe::matrix_view<L>(dlogits.data(), p.of.T, p.of.of.E));
+  p.exec.fill(set.dlogits.data(), 0xff, p.logits.size() * sizeof(L));
   backward(p, p.exec, gate, 0);
   auto const found = moe_bench::download(set.dlogits.data(), p.of.T * p.of.of.E);
   float const scale = std::is_same_v<L, float> ? 1e-5f : 0.01f;

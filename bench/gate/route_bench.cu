@@ -76,6 +76,7 @@ void run(benchmark::State& state, gate_problem<L> const& p, Gate const& gate, do
   moe::thread_team team(8);
   moe::cpu const host(team);
   auto const& first = p.at(0);
+  moe_bench::forget(p.exec, first.routed);
   enqueue(p.exec, first);
   if (!moe_bench::expected_routing(host, gate, p.on_host())
            .equals(first.routed.expert, first.routed.weight, 1e-5f, 1e-6f))
@@ -115,12 +116,13 @@ void add_gate(batch_case const& c, std::string const& operation, Gate const& gat
   });
   moe_bench::add_benchmark(name(operation + "_sums"), c.T, [c, gate](benchmark::State& state) {
     auto const& p = moe_bench::shared_problem<gate_problem<L>>(c);
-    auto const chunks = static_cast<double>(p.at(0).sums.chunks);
-    double const sum_bytes = chunks * (12.0 * p.of.of.E + 32);
+    std::int64_t const chunks = p.at(0).sums.chunks;
+    double const sum_bytes = static_cast<double>(chunks) * (12.0 * p.of.of.E + 32);
     auto const enqueue = [&](moe::gpu const& exec, auto const& set) {
       moe::routing routed = set.routed;
       moe::route(exec, gate, set.logits, moe::batch{}, {}, routed, {}, set.sums);
     };
+    p.exec.fill(p.at(0).sums.pairs, 0x7f, static_cast<std::size_t>(chunks * (p.of.of.E + 4)) * 4);
     enqueue(p.exec, p.at(0));
     if (!counts_pairs(p)) return state.SkipWithError("sums count other pairs");
     run(state, p, gate, p.logit_bytes() + p.choice_bytes() + sum_bytes, enqueue);

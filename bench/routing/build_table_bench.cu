@@ -253,11 +253,14 @@ constexpr operation operations[] = {
 
 void run(benchmark::State& state, operation const& o, batch_case const& c) {
   auto const& p = moe_bench::shared_problem<problem>(c, o.by);
+  auto const forget = [&](std::int32_t* array, std::int64_t count) {
+    p.exec.fill(array, 0xff, static_cast<std::size_t>(count) * sizeof *array);
+  };
+  moe::routing_table const& first = p.at(0).table;
   // Nothing that another operation left may pass for a result.
-  p.exec.fill(p.at(0).table.row_of, 0x7f,
-              sizeof(std::int32_t) * static_cast<std::size_t>(c.pairs()));
-  p.exec.fill(p.at(0).table.begin, 0x7f,
-              sizeof(std::int32_t) * (static_cast<std::size_t>(c.of.E) + 1));
+  forget(first.row_of, c.pairs());
+  forget(first.pair_of, first.max_rows);
+  forget(first.begin, c.of.E + 1);
   o.run(p, p.exec, 0);
   if (!p.is_right()) return state.SkipWithError("the table differs from the CPU's");
   auto const enqueue = [&](moe::gpu const& exec, int n) { o.run(p, exec, n); };
