@@ -152,6 +152,17 @@ struct problem {
     (*products)(on, moe_bench::transposed::none, mask(on, weight().data()), rows(set), out(set));
   }
 
+  void dispatch_by_rows(moe::gpu const& on, int set, moe::matrix_view<bf16> to) const {
+    on.launch("dispatch_by_rows", gather_kernel{}, N(), moe::call_site::here(),
+              moe::matrix_view<bf16 const>(tokens(set)), m.K,
+              static_cast<std::int32_t const*>(on_device.pair_of), to);
+  }
+  void combine_by_elements(moe::gpu const& on, int set) const {
+    on.launch("combine_by_elements", sum_kernel{}, T, moe::call_site::here(),
+              moe::matrix_view<bf16 const>(rows(set)), m.K,
+              static_cast<std::int32_t const*>(on_device.row_of), weight().data(), out(set));
+  }
+
   /// A layer without its experts: table, dispatch, combine.
   void move(moe::gpu const& on, int set) const {
     moe::routing_table made = built;
@@ -215,6 +226,8 @@ struct problem {
     moe::dispatch(exec, tokens(0), on_device, drows(0));
     moe::dispatch(host, in, table, big_view);
     demand(take(drows(0)), big, 0, "dispatch differs from the CPU's");
+    dispatch_by_rows(exec, 0, drows(0));
+    demand(take(drows(0)), big, 0, "dispatch_by_rows differs from the CPU's");
     if (has_masks()) {
       dispatch_one_hot(exec, 0, drows(0));
       demand(take(drows(0)), big, 0, "the one-hot dispatch differs from the CPU's");
@@ -225,6 +238,8 @@ struct problem {
     moe::combine(exec, rows(0), on_device, weight(), out(0));
     moe::combine(host, given, table, w, small_view);
     demand(take(out(0)), small, 0.01f, "combine differs from the CPU's");
+    combine_by_elements(exec, 0);
+    demand(take(out(0)), small, 0.01f, "combine_by_elements differs from the CPU's");
     if (has_masks()) {
       combine_one_hot(exec, 0);
       demand(take(out(0)), small, 0.02f, "the one-hot combine differs from the CPU's");
@@ -272,9 +287,7 @@ constexpr operation operations[] = {
      }},
     {"dispatch_by_rows", 0, 1, 1, 0,
      [](problem const& p, moe::gpu const& exec, int set) {
-       exec.launch("dispatch_by_rows", gather_kernel{}, p.N(), moe::call_site::here(),
-                   moe::matrix_view<bf16 const>(p.tokens(set)), p.m.K,
-                   static_cast<std::int32_t const*>(p.on_device.pair_of), p.rows(set));
+       p.dispatch_by_rows(exec, set, p.rows(set));
      }},
     {"dispatch_weighted", 0, 1, 1, 0,
      [](problem const& p, moe::gpu const& exec, int set) {
@@ -285,12 +298,7 @@ constexpr operation operations[] = {
        moe::combine(exec, p.rows(set), p.on_device, p.weight(), p.out(set));
      }},
     {"combine_by_elements", 1, 0, 0, 1,
-     [](problem const& p, moe::gpu const& exec, int set) {
-       exec.launch("combine_by_elements", sum_kernel{}, p.T, moe::call_site::here(),
-                   moe::matrix_view<bf16 const>(p.rows(set)), p.m.K,
-                   static_cast<std::int32_t const*>(p.on_device.row_of), p.weight().data(),
-                   p.out(set));
-     }},
+     [](problem const& p, moe::gpu const& exec, int set) { p.combine_by_elements(exec, set); }},
     {"combine_backward", 1, 1, 1, 0,
      [](problem const& p, moe::gpu const& exec, int set) {
        moe::combine_backward(exec, p.tokens(set), p.rows(set), p.on_device, p.weight(),
