@@ -21,6 +21,7 @@ struct minimal_block {
   std::uint32_t match_any(std::uint32_t lanes, std::int32_t) { return lanes; }
   std::uint32_t highest(std::uint32_t, std::uint32_t value) { return value; }
   std::int32_t atomic_add(std::int32_t*, std::int32_t) { return 0; }
+  std::int64_t atomic_add(std::int64_t*, std::int64_t) { return 0; }
   std::int32_t arrive(std::int32_t*) { return 0; }
   void wait_for_previous() {}
   void let_next_start() {}
