@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <map>
+#include <vector>
 
 #include "emulator/sanitizers.hpp"
 
@@ -81,6 +83,44 @@ inline void go_on(execution_point& from, execution_point const& to) {
 
 #endif
 
+#if MOE_TEST_TSAN
+/// Fibers of the thread sanitizer for the next launch, because to make one takes the system longer than
+/// to run it: a fiber of one launch goes on as one of a later launch, which comes after it anyhow.
+class sanitizer_fibers {
+ public:
+  static void* take() {
+    if (unused().empty()) return __tsan_create_fiber(0);
+    void* const fiber = unused().back().fiber;
+    uses()[fiber] = unused().back().uses;
+    unused().pop_back();
+    return fiber;
+  }
+  static void give(void* fiber) {
+    // A fiber that ends leaves the calls it is in on the sanitizer's stack, which has room for 2^16.
+    int const used = uses()[fiber] + 1;
+    uses().erase(fiber);
+    if (used < 1000)
+      unused().push_back({fiber, used});
+    else
+      __tsan_destroy_fiber(fiber);
+  }
+
+ private:
+  struct used_fiber {
+    void* fiber;
+    int uses;
+  };
+  static std::vector<used_fiber>& unused() {
+    static std::vector<used_fiber> all;
+    return all;
+  }
+  static std::map<void*, int>& uses() {
+    static std::map<void*, int> all;
+    return all;
+  }
+};
+#endif
+
 /// A function on a stack of its own. To the sanitizers it is a thread, ordered with no other.
 class fiber {
  public:
@@ -91,7 +131,7 @@ class fiber {
   fiber& operator=(fiber const&) = delete;
   ~fiber() {
 #if MOE_TEST_TSAN
-    if (thread_ != nullptr) __tsan_destroy_fiber(thread_);
+    if (thread_ != nullptr) sanitizer_fibers::give(thread_);
 #endif
   }
 
@@ -104,7 +144,7 @@ class fiber {
     bytes_ = bytes;
     here_.start_at(enter, stack, bytes);
 #if MOE_TEST_TSAN
-    thread_ = __tsan_create_fiber(0);
+    thread_ = sanitizer_fibers::take();
 #endif
   }
 
