@@ -104,6 +104,11 @@ class sanitizer_fibers {
     else
       __tsan_destroy_fiber(fiber);
   }
+  /// Before a fork: the sanitizer takes no account of what a child does before it goes on with them.
+  static void forget() {
+    for (used_fiber const& f : unused()) __tsan_destroy_fiber(f.fiber);
+    unused().clear();
+  }
 
  private:
   struct used_fiber {
@@ -145,6 +150,7 @@ class fiber {
     here_.start_at(enter, stack, bytes);
 #if MOE_TEST_TSAN
     thread_ = sanitizer_fibers::take();
+    release_order(this);  // as making a thread is
 #endif
   }
 
@@ -189,6 +195,7 @@ class fiber {
 #if MOE_TEST_ASAN
     __sanitizer_finish_switch_fiber(nullptr, &self.resumer_stack_, &self.resumer_bytes_);
 #endif
+    acquire_order(&self);
     self.function_(self.context_);
     self.leave(nullptr);
     std::abort();

@@ -140,6 +140,9 @@ outcome run_apart(schedule order) {
   int ends[2];
   REQUIRE(pipe(ends) == 0);
   std::fflush(nullptr);
+#if MOE_TEST_TSAN
+  moe_test::sanitizer_fibers::forget();
+#endif
   pid_t const child = fork();
   REQUIRE(child >= 0);
   if (child == 0) {
