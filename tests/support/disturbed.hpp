@@ -45,6 +45,8 @@ class disturbed {
     shuffle(s);
     shuffle(r);
     moe::outcome const result = inner_->exchange(s, r, t);
+    for (int i = 0; dies && i < 50 && inner_->poll(t).status == moe::exchange_status::pending; ++i)
+      std::this_thread::sleep_for(std::chrono::microseconds(20));
     if (dies) throw rank_died{};
     return result;
   }

@@ -308,15 +308,20 @@ class row_exchange {
     for (message const& m : phase.receives)
       if (std::size_t const n = bytes(m.at, m.count); n > 0)
         receives_.push_back({data(m.at), n, m.peer});
-    outcome const posted = comm_->exchange(sends_, receives_, ticket_);
-    return posted ? posted : fail(posted);
+    try {
+      outcome const posted = comm_->exchange(sends_, receives_, ticket_);
+      return posted ? posted : fail(posted);
+    } catch (...) {  // the caller's rows may be gone before this object is: peers must not read them
+      static_cast<void>(fail({}));
+      throw;
+    }
   }
   outcome wait_for_end(deadline until) {
     outcome const end = wait([this] { return poll(); }, [this] { comm_->abort(); }, until);
     if (!end) is_under_way_ = false;
     return end;
   }
-  outcome fail(outcome why) {
+  outcome fail(outcome why) noexcept {
     is_under_way_ = false;
     comm_->abort();
     return why;
