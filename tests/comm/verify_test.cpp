@@ -23,9 +23,9 @@ using plans = std::vector<exchange_plan>;
 /// The verdict on plans after a change.
 template <class Change>
 moe::plan_verdict changed(plans p, Change const& change) {
-  REQUIRE(static_cast<bool>(moe::verify(p)));
+  REQUIRE(static_cast<bool>(moe::verify_plans(p)));
   change(p);
-  return moe::verify(p);
+  return moe::verify_plans(p);
 }
 
 plans flat_plans() {
@@ -59,8 +59,8 @@ bool is_same_sum(exchange_plan const& right, exchange_plan const& other) {
 }  // namespace
 
 TEST_CASE("comm/verify: nothing to verify is right") {
-  CHECK(static_cast<bool>(moe::verify({})));
-  CHECK(static_cast<bool>(moe::verify(plans(1))));
+  CHECK(static_cast<bool>(moe::verify_plans({})));
+  CHECK(static_cast<bool>(moe::verify_plans(plans(1))));
 }
 
 TEST_CASE("comm/verify: a row that arrives at the wrong place, or other rows in its place") {
@@ -183,7 +183,7 @@ TEST_CASE("comm/verify: the order of plans is free") {
   plans p = two_hop_plans();
   std::swap(p[0], p[4]);
   std::swap(p[1], p[4]);
-  CHECK(static_cast<bool>(moe::verify(p)));
+  CHECK(static_cast<bool>(moe::verify_plans(p)));
 }
 
 TEST_CASE("comm/verify: random changes of any number are found") {
@@ -203,7 +203,7 @@ TEST_CASE("comm/verify: random changes of any number are found") {
   }
   int tried = 0, found = 0;
   for (plans const& right : all) {
-    REQUIRE(static_cast<bool>(moe::verify(right)));
+    REQUIRE(static_cast<bool>(moe::verify_plans(right)));
     for (int i = 0; i < 300; ++i) {
       plans p = right;
       exchange_plan& plan = p[static_cast<std::size_t>(below(p.size()))];
@@ -228,7 +228,7 @@ TEST_CASE("comm/verify: random changes of any number are found") {
       int& number = *numbers[static_cast<std::size_t>(below(numbers.size()))];
       number += below(2) == 0 ? 1 + below(3) : -1 - below(3);
       ++tried;
-      if (!moe::verify(p))
+      if (!moe::verify_plans(p))
         ++found;
       else
         CHECK(is_same_sum(right[static_cast<std::size_t>(&plan - p.data())], plan));

@@ -19,8 +19,8 @@ namespace moe::inline MOE_ABI {
 
 /// What the L ranks of a group, which hold the same tokens, take of them.
 enum class shared_by : std::uint8_t {
-  expert,      ///< Rank l of a group sends what goes to the experts of ranks l of all groups.
-  expert_slice ///< It sends its part of every group's rows; groups hold slices of the same experts.
+  expert,       ///< Rank l of a group sends what goes to the experts of ranks l of all groups.
+  expert_slice  ///< It sends its part of every group's rows; groups hold slices of the same experts.
 };
 
 /// Both ways of one rank: neither is the transpose of the other, as rows of a group are copies.
@@ -50,7 +50,8 @@ struct coordinated_plans {
 ///         has the second form.
 template <exchange_path Path = flat>
 coordinated_plans make_coordinated_plans(topology const& ranks, int L, shared_by form, int rank,
-                                         Path const& path = {}, call_site site = call_site::here()) {
+                                         Path const& path = {},
+                                         call_site site = call_site::here()) {
   int const index = ranks.index_of(rank), R = ranks.size();
   expects(index >= 0, "make_coordinated_plans: rank is in the topology", site, {{"rank", rank}});
   expects(L >= 1 && R % L == 0, "make_coordinated_plans: L >= 1 divides R", site,

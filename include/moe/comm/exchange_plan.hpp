@@ -67,7 +67,7 @@ struct exchange_phase {
 
 /// What one rank does in an exchange.
 ///
-/// Invariants, which `verify` checks over the plans of all ranks: every rank has the same number of
+/// Invariants, which `verify_plans` checks over the plans of all ranks: every rank has the same number of
 /// phases; message i from a to b in a phase is received as message i from a in the same phase of b;
 /// a slot is written once, by a copy or a message, and then only added to; nothing reads a slot that
 /// was not written. So a plan that passes cannot deadlock, whatever the counts.
@@ -142,7 +142,7 @@ class written_slots {
 /// The way back: everything in reverse, input and output exchanged. What was read several times is
 /// summed, in the order of the result's moves; so it is the plan of the gradient of `plan`.
 ///
-/// @pre  `plan` is one that `verify` accepts, and reads every slot that it writes or is given.
+/// @pre  `plan` is one that `verify_plans` accepts, and reads every slot that it writes or is given.
 /// @post transpose(transpose(p)) == p, up to the order of moves, if p reads every slot once.
 inline exchange_plan transpose(exchange_plan const& plan) {
   exchange_plan back = {.rank = plan.rank,

@@ -311,7 +311,8 @@ class row_exchange {
     try {
       outcome const posted = comm_->exchange(sends_, receives_, ticket_);
       return posted ? posted : fail(posted);
-    } catch (...) {  // the caller's rows may be gone before this object is: peers must not read them
+    } catch (
+        ...) {  // the caller's rows may be gone before this object is: peers must not read them
       static_cast<void>(fail({}));
       throw;
     }

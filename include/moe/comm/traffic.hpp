@@ -66,7 +66,7 @@ inline std::vector<int> indices(topology const& ranks) {
 
 /// What the ranks of `plans` send and copy together, by class of link.
 /// @param ranks  The nodes that links are between; a strategy may have used other groups.
-/// @pre   verify accepts the plans.
+/// @pre   verify_plans accepts the plans.
 inline exchange_traffic count_traffic(vector_view<exchange_plan const> plans,
                                       topology const& ranks) {
   exchange_traffic sum;
@@ -100,7 +100,7 @@ struct machine_speed {
 /// nothing of congestion.
 ///
 /// @param bytes_per_slot  The same for all.
-/// @pre   verify accepts the plans.
+/// @pre   verify_plans accepts the plans.
 inline double modelled_seconds(vector_view<exchange_plan const> plans, topology const& ranks,
                                machine_speed const& machine, double bytes_per_slot) {
   std::vector<int> const index_of = detail::indices(ranks);

@@ -45,7 +45,7 @@ class plan_checker {
  public:
   explicit plan_checker(vector_view<exchange_plan const> plans) : plans_(plans) {}
 
-  plan_verdict check() {
+  plan_verdict verdict() {
     if (plans_.empty()) return {};
     if (!set_up()) return verdict_;
     std::size_t const phases = plans_[0].phases.size();
@@ -259,8 +259,8 @@ class plan_checker {
 ///
 /// @param plans  Of all ranks that take part, in any order. May be anything: nothing is trusted.
 /// @cost  Proportional to slots and messages: a second or so for 1024 ranks.
-inline plan_verdict verify(vector_view<exchange_plan const> plans) {
-  return detail::plan_checker(plans).check();
+inline plan_verdict verify_plans(vector_view<exchange_plan const> plans) {
+  return detail::plan_checker(plans).verdict();
 }
 
 }  // namespace moe::inline MOE_ABI
