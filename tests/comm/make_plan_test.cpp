@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include <cstdint>
 #include <doctest/doctest.h>
 #include <string>
 #include <support/instrumented.hpp>
@@ -89,6 +90,12 @@ struct ring_of_three {
   }
 };
 
+/// Everybody hands rows to the neighbour of their destination: messages of rows for others only.
+struct neighbours {
+  int hops() const { return 2; }
+  int holder(topology const& ranks, int, int, int d) const { return (d + 1) % ranks.size(); }
+};
+
 }  // namespace
 
 TEST_CASE(
@@ -99,6 +106,7 @@ TEST_CASE(
     check_all_to_all(intra_first, ranks);
     check_all_to_all(moe::leader{}, ranks);
     check_all_to_all(ring_of_three{}, ranks);
+    check_all_to_all(neighbours{}, ranks);
   }
 }
 
@@ -204,6 +212,7 @@ TEST_CASE("comm/sharded: all rows at all ranks, and their sums back") {
       home.push_back(then(there.back(), back.back()));
     }
     REQUIRE(static_cast<int>(there[0].output.size()) == R);
+    REQUIRE(there[0].epoch == ranks.epoch());
     for (int s = 0; s < R; ++s)
       REQUIRE(there[0].output[static_cast<std::size_t>(s)] == piece{s, -1, 0});
     check_verdict(there);
@@ -249,6 +258,10 @@ TEST_CASE("comm/coordinated: both forms, any group, any path between groups") {
       CHECK(t.within_nodes.messages == (S > 0 ? R * (L - 1) : 0));
     }
   }
+  moe::membership const all{.epoch = 6, .alive = std::vector<std::uint8_t>(4, 1)};
+  topology const later = topology::even(2, 2).surviving(all);
+  CHECK(moe::make_coordinated_plans(later, 2, moe::shared_by::expert, 1).dispatch.epoch == 6);
+  CHECK(moe::make_coordinated_plans(later, 2, moe::shared_by::expert, 1).combine.epoch == 6);
   std::vector<exchange_plan> plans;
   for (int r = 0; r < 12; ++r)
     plans.push_back(moe::make_coordinated_plans(topology::even(6, 2), 2, moe::shared_by::expert, r,

@@ -102,6 +102,15 @@ TEST_CASE("comm/verify: a message that is not received, or not sent, or comes in
   CHECK(v.error == plan_error::unmatched);
 }
 
+TEST_CASE("comm/verify: the last message of all is one too many") {
+  auto v = changed(flat_plans(), [](plans& p) {
+    auto& sends = p[2].phases[0].sends;
+    REQUIRE(sends[0].peer == 3);
+    sends.push_back(sends[0]);
+  });
+  CHECK(v == moe::plan_verdict{plan_error::unmatched, 2, 0, 3});
+}
+
 TEST_CASE("comm/verify: a message that is longer or shorter than its receive") {
   auto v = changed(two_hop_plans(), [](plans& p) { p[0].phases[0].sends.back().count -= 1; });
   CHECK(v.error == plan_error::other_count);
@@ -128,6 +137,9 @@ TEST_CASE("comm/verify: writing twice, or into the input") {
   CHECK(v.error == plan_error::overwritten);
   v = changed(flat_plans(), [](plans& p) { p[0].last[0].to.buffer = 0; });
   CHECK(v.error == plan_error::overwritten);
+  v = changed(summing_plans(),
+              [](plans& p) { p[0].last.push_back({{0, 1}, {0, 1}, 1, moe::row_action::add}); });
+  CHECK(v == moe::plan_verdict{plan_error::overwritten, 0, 1, 1});
   v = changed(flat_plans(),
               [](plans& p) { p[0].phases[0].receives[1].at = p[0].phases[0].receives[0].at; });
   CHECK(v.error == plan_error::overwritten);
