@@ -96,6 +96,21 @@ struct neighbours {
   int holder(topology const& ranks, int, int, int d) const { return (d + 1) % ranks.size(); }
 };
 
+static_assert(moe::exchange_path<neighbours>);
+struct without_hops {
+  int holder(topology const&, int, int, int) const;
+};
+struct without_holder {
+  int hops() const;
+};
+struct holder_without_ranks {
+  int hops() const;
+  int holder(int, int, int) const;
+};
+static_assert(!moe::exchange_path<without_hops>);
+static_assert(!moe::exchange_path<without_holder>);
+static_assert(!moe::exchange_path<holder_without_ranks>);
+
 }  // namespace
 
 TEST_CASE(

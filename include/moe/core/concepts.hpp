@@ -329,7 +329,7 @@ concept exchange_path = requires(P const& p, topology const& ranks, int i) {
 /// Syntax.    `typename C::memory_space`, where the bytes lie (`host_memory`); `typename C::ticket`,
 ///            which is default-constructible and lives until its exchange has ended.
 /// Semantics. exchange starts all sends and receives of a group and returns; their bytes belong to the
-///            communicator until poll, which never blocks, says anything but `pending`. Message i from
+///            communicator until poll, which never blocks, says `ok`, or until abort. Message i from
 ///            a to b meets receive i of b from a, over all exchanges in the order they were started,
 ///            and has to have its length. A rank may have several exchanges under way. `pending` and
 ///            failures name a peer. split is collective: ranks of equal colour >= 0 become a
