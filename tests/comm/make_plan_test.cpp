@@ -285,6 +285,31 @@ TEST_CASE("comm/coordinated: both forms, any group, any path between groups") {
   check_verdict(plans);
 }
 
+TEST_CASE("comm/exchange_plan: finer slots change neither messages nor moves") {
+  for (topology const& ranks : {topology::even(2, 3), topology::of_nodes(std::vector{1, 3, 2})}) {
+    std::vector<exchange_plan> plans, sharded;
+    int moves = 0, finer_moves = 0;
+    for (exchange_plan const& p : moe::make_plans(inter_first, ranks)) {
+      plans.push_back(split_slots(p, 3));
+      moves += static_cast<int>(p.last.size());
+      finer_moves += static_cast<int>(plans.back().last.size());
+      sharded.push_back(transpose(split_slots(moe::make_sharded_plan(ranks, p.rank), 4)));
+      CHECK(split_slots(p, 1) == p);
+      CHECK(transpose(plans.back()) == split_slots(transpose(p), 3));
+      CHECK(split_slots(plans.back(), 2) == split_slots(p, 6));
+    }
+    check_verdict(plans);
+    check_verdict(sharded);
+    CHECK(finer_moves == moves);
+    CHECK(plans[1].input[3 * 4 + 2] == piece{1, 4, 2});
+    CHECK(plans[1].output[3 * 4 + 2] == piece{4, 1, 2});
+    auto const t = count_traffic(plans, ranks),
+               whole = count_traffic(moe::make_plans(inter_first, ranks), ranks);
+    CHECK(t.between_nodes.messages == whole.between_nodes.messages);
+    CHECK(t.between_nodes.slots == 3 * whole.between_nodes.slots);
+  }
+}
+
 TEST_CASE("comm/make_plan: what makes no sense is refused") {
   using moe_test::refusal;
   using moe_test::says;
@@ -304,6 +329,8 @@ TEST_CASE("comm/make_plan: what makes no sense is refused") {
        "make_sharded_plan: rank is in the topology; got rank = -1");
   says(refusal([&] { moe::make_coordinated_plans(ranks, 4, moe::shared_by::expert, 0); }),
        "make_coordinated_plans: L >= 1 divides R; got L = 4, R = 6");
+  says(refusal([&] { split_slots(moe::make_plan(moe::flat{}, ranks, 0), 0); }),
+       "split_slots: n >= 1; got n = 0");
   says(refusal([&] {
          then(moe::make_plan(moe::flat{}, ranks, 0), moe::make_plan(moe::flat{}, ranks, 0));
        }),

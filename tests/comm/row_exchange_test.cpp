@@ -274,6 +274,34 @@ TEST_CASE("comm/row_exchange: coordinated groups hold the same rows before and a
   }
 }
 
+TEST_CASE("comm/row_exchange: every expert of a rank has counts of its own") {
+  constexpr int R = 5, experts = 3;
+  auto const plans = plans_of(1, topology::of_nodes(std::vector{2, 3}));
+  auto const n = [](int s, int d, int e) { return (s + 2 * d + 3 * e) % 4; };
+  auto const right = on_ranks(R, [&](moe::thread_communicator& comm) {
+    int const r = comm.rank();
+    exchange_plan const plan = split_slots(plans[at(r)], experts);
+    moe::row_exchange exchange(comm, plan);
+    std::vector<std::int64_t> sent, received;
+    std::vector<float> rows, expected;
+    for (int i = 0; i < R; ++i)
+      for (int e = 0; e < experts; ++e) {
+        sent.push_back(n(r, i, e));
+        received.push_back(n(i, r, e));
+        for (int j = 0; j < n(r, i, e); ++j) rows.push_back(float(100 * r + 10 * i + e));
+        for (int j = 0; j < n(i, r, e); ++j) expected.push_back(float(100 * i + 10 * r + e));
+      }
+    if (!exchange.bind(sent, late())) return false;
+    auto const counts = exchange.output_counts();
+    std::vector<float> out(expected.size());
+    return std::vector<std::int64_t>(counts.begin(), counts.end()) == received &&
+           exchange.run<float>({rows, exchange.input_rows(), 1}, {out, exchange.output_rows(), 1},
+                               late()) &&
+           out == expected;
+  });
+  CHECK(right == std::vector<char>(R, true));
+}
+
 TEST_CASE("comm/row_exchange: fixed sizes need no counts, and other executors may run meanwhile") {
   constexpr int R = 4, C = 2;
   auto const plans = plans_of(1, topology::even(2, 2));

@@ -226,4 +226,42 @@ inline exchange_plan then(exchange_plan first, exchange_plan const& second,
   return first;
 }
 
+/// The same exchange of finer slots: each becomes n consecutive ones, part 0, 1, ... of it, say one for
+/// each expert of the destination. No more messages and no more moves than before.
+///
+/// @post  Slot i of an end is slots i n .. i n + n - 1; part p of a piece is parts p n .. p n + n - 1.
+/// @throws precondition_error if n < 1.
+inline exchange_plan split_slots(exchange_plan plan, int n, call_site site = call_site::here()) {
+  expects(n >= 1, "split_slots: n >= 1", site, {{"n", n}});
+  auto const split_names = [n](std::vector<piece>& names) {
+    std::vector<piece> finer;
+    for (piece const& p : names)
+      for (int i = 0; i < n; ++i) finer.push_back({p.source, p.destination, p.part * n + i});
+    names = std::move(finer);
+  };
+  auto const split_moves = [n](std::vector<row_move>& moves) {
+    for (row_move& m : moves) {
+      m.from.slot *= n;
+      m.to.slot *= n;
+      m.count *= n;
+    }
+  };
+  auto const split_messages = [n](std::vector<message>& messages) {
+    for (message& m : messages) {
+      m.at.slot *= n;
+      m.count *= n;
+    }
+  };
+  split_names(plan.input);
+  split_names(plan.output);
+  for (int& slots : plan.buffers) slots *= n;
+  for (exchange_phase& phase : plan.phases) {
+    split_moves(phase.moves);
+    split_messages(phase.sends);
+    split_messages(phase.receives);
+  }
+  split_moves(plan.last);
+  return plan;
+}
+
 }  // namespace moe::inline MOE_ABI
