@@ -7,6 +7,7 @@
 #include <moe/comm/coordinated.hpp>
 #include <moe/comm/exchange_plan.hpp>
 #include <moe/comm/flat.hpp>
+#include <moe/comm/grid.hpp>
 #include <moe/comm/leader.hpp>
 #include <moe/comm/make_plan.hpp>
 #include <moe/comm/row_exchange.hpp>

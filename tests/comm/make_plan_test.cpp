@@ -8,6 +8,7 @@
 
 #include <moe/comm/coordinated.hpp>
 #include <moe/comm/flat.hpp>
+#include <moe/comm/grid.hpp>
 #include <moe/comm/leader.hpp>
 #include <moe/comm/make_plan.hpp>
 #include <moe/comm/sharded.hpp>
@@ -125,6 +126,21 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("comm/grid: a hop for each level") {
+  check_all_to_all(moe::grid<3>{{2, 3, 2}}, topology::even(6, 2));
+  check_all_to_all(moe::grid<4>{{2, 1, 2, 2}}, topology::even(1, 8));
+  check_all_to_all(moe::grid<2>{{2, 3}},
+                   topology::even(2, 4).surviving({.epoch = 2, .alive = {1, 1, 0, 1, 1, 1, 1, 0}}));
+  topology const ranks = topology::even(4, 3);
+  CHECK(moe::make_plans(moe::grid<1>{{12}}, ranks) == moe::make_plans(moe::flat{}, ranks));
+  auto const t = count_traffic(moe::make_plans(moe::grid<2>{{4, 3}}, ranks), ranks);
+  CHECK(t.between_nodes == moe::link_traffic{12 * 3, 9 * 4 * 3});
+  CHECK(t.within_nodes.messages == 12 * 2);
+  auto const three = count_traffic(moe::make_plans(moe::grid<3>{{2, 2, 3}}, ranks), ranks);
+  CHECK(three.between_nodes.messages == 12 * (1 + 1));
+  CHECK(three.within_nodes.messages == 12 * 2);
+}
+
 TEST_CASE("comm/make_plan: one rank's plan is the same as among all") {
   topology const ranks = topology::even(2, 4).surviving({.alive = {0, 1, 1, 0, 1, 0, 1, 1}});
   std::vector<exchange_plan> const all = moe::make_plans(inter_first, ranks);
@@ -179,6 +195,9 @@ TEST_CASE("comm/make_plan: messages and rows equal the formulas") {
     }
     CHECK(inter.within_nodes.messages == (N > 1 ? 2 : 1) * home);
     CHECK(intra.within_nodes.messages == home);
+    auto const square = count(moe::grid<2>{{N, G}});
+    CHECK(square.between_nodes == inter.between_nodes);
+    CHECK(square.within_nodes == moe::link_traffic{home, home * N});
     CHECK(lead.between_nodes == moe::link_traffic{N * (N - 1), away});
     CHECK(lead.within_nodes == moe::link_traffic{home + (N > 1 ? N * (G - 1) : 0),
                                                  home + 2 * (G - 1) * G * N * (N - 1)});
@@ -321,6 +340,10 @@ TEST_CASE("comm/make_plan: what makes no sense is refused") {
   };
   says(refusal([&] { moe::make_plans(outside{}, ranks); }),
        "make_plan: holder is in [0, R); got holder = 6, hop = 1, source = 1, destination = 0");
+  says(refusal([&] { moe::make_plans(moe::grid<2>{{2, 4}}, ranks); }),
+       "grid: the product of the sides is R; got product = 8, R = 6");
+  says(refusal([&] { moe::make_plans(moe::grid<2>{{-2, -3}}, ranks); }),
+       "grid: the product of the sides is R; got product = 6, R = 6");
   struct nowhere : moe::two_hop {
     int hops() const { return 0; }
   };

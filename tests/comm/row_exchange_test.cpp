@@ -13,6 +13,7 @@
 
 #include <moe/comm/coordinated.hpp>
 #include <moe/comm/flat.hpp>
+#include <moe/comm/grid.hpp>
 #include <moe/comm/leader.hpp>
 #include <moe/comm/make_plan.hpp>
 #include <moe/comm/row_exchange.hpp>
@@ -150,6 +151,15 @@ TEST_CASE("comm/row_exchange: delays and reorderings change nothing") {
     });
     CHECK(right == std::vector<char>(6, true));
   }
+}
+
+TEST_CASE("comm/row_exchange: three hops in a grid") {
+  auto const plans = moe::make_plans(moe::grid<3>{{2, 3, 2}}, topology::even(6, 2));
+  counts const n = random_counts(12, skew::zeros, 99);
+  auto const right = on_ranks(12, [&](moe::thread_communicator& comm) {
+    return exchange_both_ways(comm, plans[at(comm.rank())], n);
+  });
+  CHECK(right == std::vector<char>(12, true));
 }
 
 TEST_CASE("comm/row_exchange: one rank by itself") {

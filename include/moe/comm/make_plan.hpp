@@ -171,7 +171,7 @@ std::vector<exchange_plan> make_plans(Path const& path, topology const& ranks, i
 /// index s. A rank sends at most one message to each other in a hop. Rows that do not lie side by side
 /// are packed before they are sent; what a rank keeps stays where it is.
 ///
-/// @param path  A strategy: `flat`, `two_hop`, `leader`, or any `exchange_path`.
+/// @param path  A strategy: `flat`, `two_hop`, `leader`, `grid`, or any `exchange_path`.
 /// @param rank  As the communicator counts.
 /// @throws precondition_error if `rank` is not in `ranks`, or the path leads outside.
 /// @cost  O(R^2 hops) time, once: some 30 ms for 1024 ranks.

@@ -317,7 +317,7 @@ concept row_experts =
 ///            the last the destination. All are indices into the topology. A pure function, so that
 ///            all ranks make plans that fit.
 /// Cost.      Called R^2 hops times for each plan.
-/// Models.    `flat`, `two_hop`, `leader`.
+/// Models.    `flat`, `two_hop`, `leader`, `grid`.
 template <class P>
 concept exchange_path = requires(P const& p, topology const& ranks, int i) {
   { p.hops() } -> std::same_as<int>;
