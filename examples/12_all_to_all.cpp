@@ -41,12 +41,15 @@ bool exchange_rows(moe::thread_communicator& comm) {
     for (int j = 0; j < sent[i] * M; ++j) rows.push_back(value(rank, i, j % M));
     for (int j = 0; j < (rank + i % 3) * M; ++j) expected.push_back(value(i, rank, j % M));
   }
-  moe::matrix_view<float const> const in(rows.data(), std::accumulate(sent, sent + R, 0), M);
+  auto const total = [](std::int64_t const* n) {
+    return std::accumulate(n, n + R, std::int64_t{});
+  };
+  moe::matrix_view<float const> const in(rows.data(), total(sent), M);
 
   // [direct]
   // First how many rows, then the rows. Every wait has an end, and an outcome that names the peer.
   if (!moe::all_to_all<std::int64_t>(comm, {sent, R}, {received, R}, moe::within(5s))) return false;
-  int const N = std::accumulate(received, received + R, 0);
+  std::int64_t const N = total(received);
   std::vector<float> out(static_cast<std::size_t>(N * M));
   moe::outcome const done =
       moe::all_to_all_v<float>(comm, in, {sent, R}, {out, N, M}, {received, R}, moe::within(5s));
@@ -72,9 +75,9 @@ int main() {
   auto const between = [](auto strategy) {
     return count_traffic(moe::make_plans(strategy, cluster), cluster).between_nodes.messages;
   };
-  auto const flat = between(moe::flat{}), two_hop = between(moe::two_hop{});
-  std::printf("messages between nodes: flat %d, two hops %d\n", static_cast<int>(flat),
-              static_cast<int>(two_hop));
+  auto const flat = static_cast<int>(between(moe::flat{}));
+  auto const two_hop = static_cast<int>(between(moe::two_hop{}));
+  std::printf("messages between nodes: flat %d, two hops %d\n", flat, two_hop);
   bool const all = std::count(right, right + R, true) == R;
   return all && flat == G * two_hop ? 0 : 1;
 }

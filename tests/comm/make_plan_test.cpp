@@ -297,6 +297,7 @@ TEST_CASE("comm/coordinated: both forms, any group, any path between groups") {
   CHECK(moe::make_coordinated_plans(later, 2, moe::shared_by::expert, 1).dispatch.epoch == 6);
   CHECK(moe::make_coordinated_plans(later, 2, moe::shared_by::expert, 1).combine.epoch == 6);
   std::vector<exchange_plan> plans;
+  plans.reserve(12);
   for (int r = 0; r < 12; ++r)
     plans.push_back(moe::make_coordinated_plans(topology::even(6, 2), 2, moe::shared_by::expert, r,
                                                 ring_of_three{})

@@ -161,6 +161,7 @@ std::vector<exchange_plan> make_plans(Path const& path, topology const& ranks, i
     for (plan_builder& b : builders) b.end_hop();
   }
   std::vector<exchange_plan> plans;
+  plans.reserve(builders.size());
   for (plan_builder& b : builders) plans.push_back(std::move(b).finish());
   return plans;
 }

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstddef>
+#include <utility>
 #include <vector>
 
 #include <moe/comm/exchange_plan.hpp>
@@ -19,10 +21,11 @@ namespace detail {
 inline exchange_plan gather_all(std::vector<int> const& peers, int own, std::vector<piece> names) {
   int const count = static_cast<int>(peers.size());
   int const slots = static_cast<int>(names.size()) / count;
-  exchange_plan plan = {.rank = peers[static_cast<std::size_t>(own)],
-                        .buffers = {slots, slots * count},
-                        .input = {names.begin() + own * slots, names.begin() + (own + 1) * slots},
-                        .output = std::move(names)};
+  exchange_plan plan;
+  plan.rank = peers[static_cast<std::size_t>(own)];
+  plan.buffers = {slots, slots * count};
+  plan.input = {names.begin() + own * slots, names.begin() + (own + 1) * slots};
+  plan.output = std::move(names);
   plan.phases.resize(1);
   for (int i = 1; i < count && slots > 0; ++i) {
     int const to = (own + i) % count, from = (own - i + count) % count;

@@ -10,6 +10,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -166,6 +167,7 @@ class thread_communicator {
     std::stable_sort(all.begin(), all.end(),
                      [](entry const& a, entry const& b) { return a.key < b.key; });
     std::vector<int> members;
+    members.reserve(all.size());
     for (entry const& e : all) {
       if (e.rank == rank_) child.rank_ = static_cast<int>(members.size());
       members.push_back(context_->members[static_cast<std::size_t>(e.rank)]);
@@ -236,8 +238,8 @@ class thread_world {
   /// @throws precondition_error if R < 1.
   explicit thread_world(int R, call_site site = call_site::here()) {
     expects(R >= 1, "thread_world: R >= 1", site, {{"R", R}});
-    std::vector<int> members;
-    for (int r = 0; r < R; ++r) members.push_back(r);
+    std::vector<int> members(static_cast<std::size_t>(R));
+    std::iota(members.begin(), members.end(), 0);
     dead_ = std::make_shared<std::vector<std::atomic<bool>>>(static_cast<std::size_t>(R));
     context_ = std::make_shared<detail::thread_context>(std::move(members), dead_);
   }
