@@ -41,15 +41,12 @@ bool exchange_rows(moe::thread_communicator& comm) {
     for (int j = 0; j < sent[i] * M; ++j) rows.push_back(value(rank, i, j % M));
     for (int j = 0; j < (rank + i % 3) * M; ++j) expected.push_back(value(i, rank, j % M));
   }
-  auto const total = [](std::int64_t const* n) {
-    return std::accumulate(n, n + R, std::int64_t{});
-  };
-  moe::matrix_view<float const> const in(rows.data(), total(sent), M);
+  moe::matrix_view<float const> const in(rows.data(), std::reduce(sent, sent + R), M);
 
   // [direct]
   // First how many rows, then the rows. Every wait has an end, and an outcome that names the peer.
   if (!moe::all_to_all<std::int64_t>(comm, {sent, R}, {received, R}, moe::within(5s))) return false;
-  std::int64_t const N = total(received);
+  std::int64_t const N = std::reduce(received, received + R);
   std::vector<float> out(static_cast<std::size_t>(N * M));
   moe::outcome const done =
       moe::all_to_all_v<float>(comm, in, {sent, R}, {out, N, M}, {received, R}, moe::within(5s));
