@@ -18,7 +18,7 @@
 #include <moe/comm/all_to_all.hpp>
 #include <moe/comm/flat.hpp>
 #include <moe/comm/make_plan.hpp>
-#include <moe/comm/row_exchange.hpp>
+#include <moe/comm/rank_exchange.hpp>
 #include <moe/comm/threads.hpp>
 #include <moe/comm/topology.hpp>
 #include <moe/comm/traffic.hpp>
@@ -56,7 +56,7 @@ bool exchange_rows(moe::thread_communicator& comm) {
   // [strategy]
   // A strategy makes a plan, once. The plan runs with any counts, over any communicator.
   moe::exchange_plan const plan = moe::make_plan(moe::two_hop{}, cluster, rank);
-  moe::row_exchange exchange(comm, plan);
+  moe::rank_exchange exchange(comm, plan);
   if (!exchange.bind({sent, R}, moe::within(5s))) return false;  // tells ranks what they will get
   std::vector<float> again(static_cast<std::size_t>(exchange.output_rows() * M));
   if (!exchange.run<float>(in, {again, exchange.output_rows(), M}, moe::within(5s))) return false;

@@ -16,7 +16,7 @@
 #include <moe/comm/grid.hpp>
 #include <moe/comm/leader.hpp>
 #include <moe/comm/make_plan.hpp>
-#include <moe/comm/row_exchange.hpp>
+#include <moe/comm/rank_exchange.hpp>
 #include <moe/comm/self.hpp>
 #include <moe/comm/sharded.hpp>
 #include <moe/comm/threads.hpp>
@@ -90,7 +90,7 @@ bool exchange_both_ways(C& comm, exchange_plan const& plan, counts const& n) {
     append_rows(expected, i, r, n[at(i)][at(r)]);
   }
   exchange_plan const back_plan = transpose(plan);
-  moe::row_exchange there(comm, plan), back(comm, back_plan);
+  moe::rank_exchange there(comm, plan), back(comm, back_plan);
   if (!there.bind(n[at(r)], late())) return false;
   for (int s = 0; s < R; ++s)
     if (there.output_counts()[s] != n[at(s)][at(r)]) return false;
@@ -120,7 +120,7 @@ std::vector<char> on_ranks(int R, F const& f) {
 }  // namespace
 
 TEST_CASE(
-    "comm/row_exchange: 1 to 16 ranks, every strategy, any counts: rows as a direct exchange") {
+    "comm/rank_exchange: 1 to 16 ranks, every strategy, any counts: rows as a direct exchange") {
   unsigned seed = 0;
   for (int R = 1; R <= 16; ++R) {
     // Nodes of 3, the last one smaller; R of 7 and 11 leave a node of 1, or of 2.
@@ -140,7 +140,7 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("comm/row_exchange: delays and reorderings change nothing") {
+TEST_CASE("comm/rank_exchange: delays and reorderings change nothing") {
   for (unsigned seed = 0; seed < 12; ++seed) {
     topology const ranks = topology::of_nodes(std::vector{2, 3, 1});
     auto const plans = plans_of(static_cast<int>(seed) % strategies, ranks);
@@ -153,7 +153,7 @@ TEST_CASE("comm/row_exchange: delays and reorderings change nothing") {
   }
 }
 
-TEST_CASE("comm/row_exchange: three hops in a grid") {
+TEST_CASE("comm/rank_exchange: three hops in a grid") {
   auto const plans = moe::make_plans(moe::grid<3>{{2, 3, 2}}, topology::even(6, 2));
   counts const n = random_counts(12, skew::zeros, 99);
   auto const right = on_ranks(12, [&](moe::thread_communicator& comm) {
@@ -162,20 +162,20 @@ TEST_CASE("comm/row_exchange: three hops in a grid") {
   CHECK(right == std::vector<char>(12, true));
 }
 
-TEST_CASE("comm/row_exchange: one rank by itself") {
+TEST_CASE("comm/rank_exchange: one rank by itself") {
   moe::self_communicator comm;
   for (int strategy = 0; strategy < strategies; ++strategy)
     CHECK(exchange_both_ways(comm, plans_of(strategy, topology::even(1, 1))[0], {{5}}));
 }
 
-TEST_CASE("comm/row_exchange: the survivors exchange without the dead") {
+TEST_CASE("comm/rank_exchange: the survivors exchange without the dead") {
   topology const ranks = topology::even(2, 3).surviving({.epoch = 4, .alive = {1, 1, 0, 0, 1, 1}});
   for (int strategy = 0; strategy < strategies; ++strategy) {
     auto const plans = plans_of(strategy, ranks);
     auto const right = on_ranks(6, [&](moe::thread_communicator& comm) {
       int const i = ranks.index_of(comm.rank());
       if (i < 0) return true;
-      moe::row_exchange exchange(comm, plans[at(i)]);
+      moe::rank_exchange exchange(comm, plans[at(i)]);
       std::vector<std::int64_t> const ones(4, 1);
       if (!exchange.bind(ones, late()) || exchange.output_rows() != 4) return false;
       std::vector<float> rows, expected, out(4 * M);
@@ -190,7 +190,7 @@ TEST_CASE("comm/row_exchange: the survivors exchange without the dead") {
 }
 
 TEST_CASE(
-    "comm/row_exchange: all rows at all ranks, and their sums back, bitwise the same each time") {
+    "comm/rank_exchange: all rows at all ranks, and their sums back, bitwise the same each time") {
   constexpr int R = 5;
   topology const ranks = topology::even(1, R);
   auto const run = [&](auto zero) {
@@ -201,7 +201,7 @@ TEST_CASE(
       int const r = comm.rank();
       auto const plan = moe::make_sharded_plan(ranks, r);
       auto const back_plan = transpose(plan);
-      moe::row_exchange there(comm, plan), back(comm, back_plan);
+      moe::rank_exchange there(comm, plan), back(comm, back_plan);
       std::array<std::int64_t, 1> const mine{r};  // rank r has r rows
       if (!there.bind(mine, late()) || there.output_rows() != 0 + 1 + 2 + 3 + 4) return false;
       back.bind_back(there);
@@ -240,14 +240,14 @@ TEST_CASE(
       CHECK(static_cast<float>(a[at(r)][at(i)]) == static_cast<float>(b[at(r)][at(i)]));
 }
 
-TEST_CASE("comm/row_exchange: coordinated groups hold the same rows before and after") {
+TEST_CASE("comm/rank_exchange: coordinated groups hold the same rows before and after") {
   constexpr int R = 6, L = 2, S = R / L;
   topology const ranks = topology::even(S, L);
   for (auto const form : {moe::shared_by::expert, moe::shared_by::expert_slice}) {
     auto const right = on_ranks(R, [&](moe::thread_communicator& comm) {
       int const g = comm.rank() / L, l = comm.rank() % L;
       auto const plans = moe::make_coordinated_plans(ranks, L, form, comm.rank());
-      moe::row_exchange dispatch(comm, plans.dispatch), combine(comm, plans.combine);
+      moe::rank_exchange dispatch(comm, plans.dispatch), combine(comm, plans.combine);
       auto const n = [](int from, int to, int part) { return (from + 2 * to + part) % 4; };
       std::vector<std::int64_t> sent, returned;
       std::vector<float> rows, expected, home, home_expected;
@@ -284,14 +284,14 @@ TEST_CASE("comm/row_exchange: coordinated groups hold the same rows before and a
   }
 }
 
-TEST_CASE("comm/row_exchange: every expert of a rank has counts of its own") {
+TEST_CASE("comm/rank_exchange: every expert of a rank has counts of its own") {
   constexpr int R = 5, experts = 3;
   auto const plans = plans_of(1, topology::of_nodes(std::vector{2, 3}));
   auto const n = [](int s, int d, int e) { return (s + 2 * d + 3 * e) % 4; };
   auto const right = on_ranks(R, [&](moe::thread_communicator& comm) {
     int const r = comm.rank();
     exchange_plan const plan = split_slots(plans[at(r)], experts);
-    moe::row_exchange exchange(comm, plan);
+    moe::rank_exchange exchange(comm, plan);
     std::vector<std::int64_t> sent, received;
     std::vector<float> rows, expected;
     for (int i = 0; i < R; ++i)
@@ -312,12 +312,12 @@ TEST_CASE("comm/row_exchange: every expert of a rank has counts of its own") {
   CHECK(right == std::vector<char>(R, true));
 }
 
-TEST_CASE("comm/row_exchange: fixed sizes need no counts, and other executors may run meanwhile") {
+TEST_CASE("comm/rank_exchange: fixed sizes need no counts, and other executors may run meanwhile") {
   constexpr int R = 4, C = 2;
   auto const plans = plans_of(1, topology::even(2, 2));
   auto const right = on_ranks(R, [&](moe::thread_communicator& comm) {
     int const r = comm.rank();
-    moe::row_exchange a(comm, plans[at(r)]), b(comm, plans[at(r)]);
+    moe::rank_exchange a(comm, plans[at(r)]), b(comm, plans[at(r)]);
     a.bind_equal(C);
     b.bind_equal(C);
     std::vector<float> rows, expected, out_a(R * C * M), out_b(R * C * M);
@@ -338,7 +338,8 @@ TEST_CASE("comm/row_exchange: fixed sizes need no counts, and other executors ma
   CHECK(right == std::vector<char>(R, true));
 }
 
-TEST_CASE("comm/row_exchange: a rank dies in any phase: outcomes that name a peer, no wrong rows") {
+TEST_CASE(
+    "comm/rank_exchange: a rank dies in any phase: outcomes that name a peer, no wrong rows") {
   topology const ranks = topology::even(2, 2);
   constexpr int R = 4;
   for (int strategy = 0; strategy < strategies; ++strategy) {
@@ -358,7 +359,7 @@ TEST_CASE("comm/row_exchange: a rank dies in any phase: outcomes that name a pee
             int const r = inner.rank();
             disturbed comm(inner, static_cast<unsigned>(r) + 1, r == victim ? lives : 1 << 30,
                            sends);
-            moe::row_exchange exchange(comm, plans[at(r)]);
+            moe::rank_exchange exchange(comm, plans[at(r)]);
             std::vector<std::int64_t> const ones(R, 1);
             std::vector<float> rows, expected, out(R * M);
             for (int i = 0; i < R; ++i) {
@@ -392,7 +393,7 @@ TEST_CASE("comm/row_exchange: a rank dies in any phase: outcomes that name a pee
   }
 }
 
-TEST_CASE("comm/row_exchange: a peer that does nothing: a timeout that names it, in time") {
+TEST_CASE("comm/rank_exchange: a peer that does nothing: a timeout that names it, in time") {
   constexpr int R = 3;
   auto const plans = plans_of(0, topology::even(1, R));
   std::vector<outcome> ends(R);
@@ -403,7 +404,7 @@ TEST_CASE("comm/row_exchange: a peer that does nothing: a timeout that names it,
     int const r = comm.rank();
     while (r == 2 && ended < 2) std::this_thread::sleep_for(1ms);
     if (r == 2) return;
-    moe::row_exchange exchange(comm, plans[at(r)]);
+    moe::rank_exchange exchange(comm, plans[at(r)]);
     ends[at(r)] = exchange.bind(std::vector<std::int64_t>(R, 1), moe::within(200ms));
     ++ended;
   });
@@ -418,14 +419,14 @@ TEST_CASE("comm/row_exchange: a peer that does nothing: a timeout that names it,
   CHECK(any);
 }
 
-TEST_CASE("comm/row_exchange: plans of another epoch are refused") {
+TEST_CASE("comm/rank_exchange: plans of another epoch are refused") {
   constexpr int R = 3;
   auto plans = plans_of(0, topology::even(1, R));
   plans[1].epoch = 5;
   std::vector<outcome> ends(R);
   moe::thread_world world(R);
   world.run([&](moe::thread_communicator& comm) {
-    moe::row_exchange exchange(comm, plans[at(comm.rank())]);
+    moe::rank_exchange exchange(comm, plans[at(comm.rank())]);
     ends[at(comm.rank())] = exchange.bind(std::vector<std::int64_t>(R, 1), late());
   });
   CHECK(ends[0] == outcome{exchange_status::stale, 1});
@@ -433,14 +434,14 @@ TEST_CASE("comm/row_exchange: plans of another epoch are refused") {
   CHECK(ends[2] == outcome{exchange_status::stale, 1});
 }
 
-TEST_CASE("comm/row_exchange: ranks that disagree about fixed sizes") {
+TEST_CASE("comm/rank_exchange: ranks that disagree about fixed sizes") {
   constexpr int R = 2;
   auto const plans = plans_of(0, topology::even(1, R));
   std::vector<outcome> ends(R);
   moe::thread_world world(R);
   world.run([&](moe::thread_communicator& comm) {
     int const r = comm.rank();
-    moe::row_exchange exchange(comm, plans[at(r)]);
+    moe::rank_exchange exchange(comm, plans[at(r)]);
     exchange.bind_equal(1 + r);
     std::vector<float> in(at(R * (1 + r))), out(in.size());
     ends[at(r)] = exchange.run<float>({in, R * (1 + r), 1}, {out, R * (1 + r), 1}, late());
@@ -453,26 +454,26 @@ TEST_CASE("comm/row_exchange: ranks that disagree about fixed sizes") {
   }
 }
 
-TEST_CASE("comm/row_exchange: broken preconditions") {
+TEST_CASE("comm/rank_exchange: broken preconditions") {
   using moe_test::refusal;
   using moe_test::says;
   moe::self_communicator comm;
   auto const plan = moe::make_plan(moe::flat{}, topology::even(1, 1), 0);
   auto const other = moe::make_plan(moe::flat{}, topology::even(1, 2), 1);
-  says(refusal([&] { moe::row_exchange(comm, other); }),
-       "row_exchange: the plan is of the communicator's rank; got plan.rank = 1");
-  moe::row_exchange exchange(comm, plan);
+  says(refusal([&] { moe::rank_exchange(comm, other); }),
+       "rank_exchange: the plan is of the communicator's rank; got plan.rank = 1");
+  moe::rank_exchange exchange(comm, plan);
   std::vector<float> in(6), out(6);
   says(refusal([&] { (void)exchange.run<float>({in, 2, 3}, {out, 2, 3}, late()); }),
-       "row_exchange::begin: bound to counts");
+       "rank_exchange::begin: bound to counts");
   says(refusal([&] { (void)exchange.bind(std::vector<std::int64_t>{1, 2}, late()); }),
-       "row_exchange::bind: one count for each input slot; got counts = 2, input slots = 1");
+       "rank_exchange::bind: one count for each input slot; got counts = 2, input slots = 1");
   says(refusal([&] { (void)exchange.bind(std::vector<std::int64_t>{-1}, late()); }),
-       "row_exchange::bind: counts >= 0; got count = -1");
-  says(refusal([&] { exchange.bind_equal(-1); }), "row_exchange::bind_equal: rows >= 0");
+       "rank_exchange::bind: counts >= 0; got count = -1");
+  says(refusal([&] { exchange.bind_equal(-1); }), "rank_exchange::bind_equal: rows >= 0");
   exchange.bind_equal(2);
   says(refusal([&] { (void)exchange.run<float>({in, 1, 3}, {out, 2, 3}, late()); }),
-       "row_exchange::begin: in is [input_rows(), M]");
+       "rank_exchange::begin: in is [input_rows(), M]");
   says(refusal([&] { (void)exchange.run<float>({in, 2, 3}, {out, 1, 3}, late()); }),
        "got in.rows() = 2, input_rows() = 2, out.rows() = 1, output_rows() = 2");
   says(refusal([&] { (void)exchange.run<float>({in, 2, 3}, {in, 2, 3}, late()); }),
@@ -480,7 +481,7 @@ TEST_CASE("comm/row_exchange: broken preconditions") {
   says(refusal([&] { (void)exchange.run<float>({in, 2, 2}, {out.data(), 2, 2, 3}, late()); }),
        "contiguous rows, in and out apart");
   auto const sharded = moe::make_sharded_plan(topology::even(1, 1), 0);
-  moe::row_exchange unrelated(comm, sharded);
+  moe::rank_exchange unrelated(comm, sharded);
   says(refusal([&] { unrelated.bind_back(exchange); }),
-       "row_exchange::bind_back: the other is bound, and its plan the transposed one");
+       "rank_exchange::bind_back: the other is bound, and its plan the transposed one");
 }

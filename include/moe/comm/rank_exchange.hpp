@@ -27,15 +27,15 @@ namespace moe::inline MOE_ABI {
 /// object has seen its largest. Results are bitwise the same in every run: sums are made in the order
 /// of the plan.
 template <communicator C>
-class row_exchange {
+class rank_exchange {
   static_assert(std::same_as<typename C::memory_space, host_memory>);
 
  public:
   /// @param comm, plan  Must outlive the exchange.
   /// @throws precondition_error if the plan is not of this rank of the communicator.
-  row_exchange(C& comm, exchange_plan const& plan, call_site site = call_site::here())
+  rank_exchange(C& comm, exchange_plan const& plan, call_site site = call_site::here())
       : comm_(&comm), plan_(&plan) {
-    expects(comm.rank() == plan.rank, "row_exchange: the plan is of the communicator's rank", site,
+    expects(comm.rank() == plan.rank, "rank_exchange: the plan is of the communicator's rank", site,
             {{"plan.rank", plan.rank}, {"comm.rank()", comm.rank()}});
     first_slot_.push_back(0);
     for (int const slots : plan.buffers)
@@ -43,7 +43,7 @@ class row_exchange {
     rows_.resize(first_slot_.back());
     offset_.resize(first_slot_.back() + plan.buffers.size());
   }
-  row_exchange(C&, exchange_plan&&) = delete;
+  rank_exchange(C&, exchange_plan&&) = delete;
 
   /// Exact sizes: runs the plan once with the counts themselves as rows, so that every rank knows what
   /// each of its slots will hold. Collective; as many messages as a run.
@@ -53,13 +53,13 @@ class row_exchange {
   /// @throws precondition_error unless rows is as long as plan.input and none is negative.
   outcome bind(vector_view<std::int64_t const> rows, deadline until,
                call_site site = call_site::here()) {
-    expects_idle("row_exchange::bind: no exchange under way", site);
-    expects(rows.size() == plan_->buffers[0], "row_exchange::bind: one count for each input slot",
+    expects_idle("rank_exchange::bind: no exchange under way", site);
+    expects(rows.size() == plan_->buffers[0], "rank_exchange::bind: one count for each input slot",
             site, {{"counts", rows.size()}, {"input slots", plan_->buffers[0]}});
     is_bound_ = false;
     counts_.assign(rows_.size(), {});
     for (std::int64_t i = 0; i < rows.size(); ++i) {
-      expects(rows[i] >= 0, "row_exchange::bind: counts >= 0", site, {{"count", rows[i]}});
+      expects(rows[i] >= 0, "rank_exchange::bind: counts >= 0", site, {{"count", rows[i]}});
       counts_[static_cast<std::size_t>(i)] = {rows[i], plan_->epoch};
     }
     std::fill(rows_.begin(), rows_.end(), 1);
@@ -91,8 +91,8 @@ class row_exchange {
 
   /// Fixed sizes: every slot has the same number of rows, on all ranks. No messages.
   void bind_equal(std::int64_t rows, call_site site = call_site::here()) {
-    expects_idle("row_exchange::bind_equal: no exchange under way", site);
-    expects(rows >= 0, "row_exchange::bind_equal: rows >= 0", site, {{"rows", rows}});
+    expects_idle("rank_exchange::bind_equal: no exchange under way", site);
+    expects(rows >= 0, "rank_exchange::bind_equal: rows >= 0", site, {{"rows", rows}});
     std::fill(rows_.begin(), rows_.end(), rows);
     lay_out();
     is_bound_ = true;
@@ -101,12 +101,12 @@ class row_exchange {
   /// The sizes of the way there, for the way back. No messages.
   /// @pre  This plan is transpose(plan of `there`).
   /// @throws precondition_error unless `there` is bound and its plan has the transposed ends.
-  void bind_back(row_exchange const& there, call_site site = call_site::here()) {
-    expects_idle("row_exchange::bind_back: no exchange under way", site);
+  void bind_back(rank_exchange const& there, call_site site = call_site::here()) {
+    expects_idle("rank_exchange::bind_back: no exchange under way", site);
     expects(there.is_bound_ && there.plan_->input == plan_->output &&
                 there.plan_->output == plan_->input && there.plan_->epoch == plan_->epoch &&
                 there.plan_->buffers.size() <= plan_->buffers.size(),
-            "row_exchange::bind_back: the other is bound, and its plan the transposed one", site);
+            "rank_exchange::bind_back: the other is bound, and its plan the transposed one", site);
     std::size_t const known = there.plan_->buffers.size();
     for (std::size_t b = 0; b < known; ++b) {
       std::size_t const other = b < 2 ? 1 - b : b;
@@ -154,10 +154,10 @@ class row_exchange {
   template <class T>
   outcome begin(matrix_view<T const> in, matrix_view<T> out, call_site site = call_site::here()) {
     static_assert(std::is_trivially_copyable_v<T>);
-    expects_idle("row_exchange::begin: no exchange under way", site);
-    expects(is_bound_, "row_exchange::begin: bound to counts", site);
+    expects_idle("rank_exchange::begin: no exchange under way", site);
+    expects(is_bound_, "rank_exchange::begin: bound to counts", site);
     expects(in.rows() == input_rows() && out.rows() >= output_rows() && in.cols() == out.cols(),
-            "row_exchange::begin: in is [input_rows(), M], out [output_rows() or more, M]", site,
+            "rank_exchange::begin: in is [input_rows(), M], out [output_rows() or more, M]", site,
             {{"in.rows()", in.rows()},
              {"input_rows()", input_rows()},
              {"out.rows()", out.rows()},
@@ -165,7 +165,7 @@ class row_exchange {
              {"in.cols()", in.cols()},
              {"out.cols()", out.cols()}});
     expects(in.ld() == in.cols() && out.ld() == out.cols() && !overlap(in, out),
-            "row_exchange::begin: contiguous rows, in and out apart", site);
+            "rank_exchange::begin: contiguous rows, in and out apart", site);
     format_ = detail::format_of_rows<T>(in.cols());
     std::size_t bytes = 0;
     for (std::size_t b = 2; b < plan_->buffers.size(); ++b) bytes += staging_bytes(b);
