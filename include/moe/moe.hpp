@@ -2,6 +2,22 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <moe/comm/all_to_all.hpp>
+#include <moe/comm/communicator.hpp>
+#include <moe/comm/coordinated.hpp>
+#include <moe/comm/exchange_plan.hpp>
+#include <moe/comm/flat.hpp>
+#include <moe/comm/grid.hpp>
+#include <moe/comm/leader.hpp>
+#include <moe/comm/make_plan.hpp>
+#include <moe/comm/rank_exchange.hpp>
+#include <moe/comm/self.hpp>
+#include <moe/comm/sharded.hpp>
+#include <moe/comm/threads.hpp>
+#include <moe/comm/topology.hpp>
+#include <moe/comm/traffic.hpp>
+#include <moe/comm/two_hop.hpp>
+#include <moe/comm/verify.hpp>
 #include <moe/core/concepts.hpp>
 #include <moe/core/config.hpp>
 #include <moe/core/cpu.hpp>

@@ -21,6 +21,11 @@ struct routing_table;
 struct ffn_shape;
 struct row_segments;
 enum class update : std::uint8_t;
+class topology;
+struct deadline;
+struct outcome;
+struct outgoing;
+struct incoming;
 template <class T>
 class vector_view;
 template <class T>
@@ -303,5 +308,46 @@ concept row_experts =
       x.backward_rows(exec, x.prepare(values, site), rows, row_weight, rows, segments, saved, out,
                       drow_weight, gradients, how, scratch, site);
     };
+
+/// The way that rows take from their source to their destination, from which `make_plan` makes plans.
+///
+/// Syntax.    `p.hops()`, at least 1; `p.holder(ranks, hop, source, destination)`, called for
+///            1 <= hop < hops() and source != destination.
+/// Semantics. The rank that holds the rows after that hop. Before the first it is the source, after
+///            the last the destination. All are indices into the topology. A pure function, so that
+///            all ranks make plans that fit.
+/// Cost.      Called R^2 hops times for each plan.
+/// Models.    `flat`, `two_hop`, `leader`, `grid`.
+template <class P>
+concept exchange_path = requires(P const& p, topology const& ranks, int i) {
+  { p.hops() } -> std::same_as<int>;
+  { p.holder(ranks, i, i, i) } -> std::same_as<int>;
+};
+
+/// One of R ranks that exchange bytes.
+///
+/// Syntax.    `typename C::memory_space`, where the bytes lie (`host_memory`); `typename C::ticket`,
+///            which is default-constructible and lives until its exchange has ended.
+/// Semantics. exchange starts all sends and receives of a group and returns; their bytes belong to the
+///            communicator until poll, which never blocks, says `ok`, or until abort. Message i from
+///            a to b meets receive i of b from a, over all exchanges in the order they were started,
+///            and has to have its length. A rank may have several exchanges under way. `pending` and
+///            failures name a peer. split is collective: ranks of equal colour >= 0 become a
+///            communicator, ordered by key and then by rank. abort is local, may be called again, ends
+///            what is under way here, and makes later calls fail at once, here and, as a failure that
+///            names this rank, at peers that wait for it.
+/// Models.    `self_communicator`, `thread_communicator`.
+template <class C>
+concept communicator = requires(C& c, C const& k, vector_view<outgoing const> sends,
+                                vector_view<incoming const> receives, typename C::ticket& ticket,
+                                deadline until, C& child, int i) {
+  typename C::memory_space;
+  { k.rank() } noexcept -> std::same_as<int>;
+  { k.size() } noexcept -> std::same_as<int>;
+  { c.exchange(sends, receives, ticket) } -> std::same_as<outcome>;
+  { c.poll(ticket) } -> std::same_as<outcome>;
+  { c.split(i, i, until, child) } -> std::same_as<outcome>;
+  { c.abort() } noexcept;
+};
 
 }  // namespace moe::inline MOE_ABI
