@@ -145,6 +145,13 @@ TEST_CASE("core/memory: a buffer moves, and the one it came from is empty") {
   CHECK(empty.size() == 0);
 }
 
+TEST_CASE("core/memory: a null pointer has no bytes") {
+  memory nowhere(nullptr, 100);
+  CHECK(nowhere.size() == 0);
+  CHECK_THROWS_WITH_AS(nowhere.take<int>(1, "f: scratch", {}), doctest::Contains("bytes left = 0"),
+                       moe::precondition_error);
+}
+
 TEST_CASE("core/memory: sizes are constants where the shape is") {
   static_assert(moe::memory_size{}.bytes() == 0);
   static_assert(moe::memory_size{}.add<float>(16).bytes() >= 64);

@@ -26,8 +26,9 @@ class memory {
   static constexpr std::size_t alignment = 64;
 
   constexpr memory() noexcept = default;
+  /// Of a null pointer there are no bytes.
   constexpr memory(void* data, std::size_t bytes) noexcept
-      : data_(static_cast<std::byte*>(data)), left_(bytes) {}
+      : data_(static_cast<std::byte*>(data)), left_(data == nullptr ? 0 : bytes) {}
 
   /// The next `count` elements, uninitialised, aligned to `alignment`; of 0 elements, any pointer.
   /// @param what  Function and rule of the caller: "build_table: scratch >= build_table_scratch(...)".
