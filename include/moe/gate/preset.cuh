@@ -79,19 +79,8 @@ void apply_preset_backward(X const& exec, preset<Gate, Overflow> const& p, matri
                            std::type_identity_t<vector_view<float const>> dweights, double dloss,
                            memory scratch, std::type_identity_t<matrix_view<float>> dlogits,
                            call_site site = call_site::here()) {
-  std::int64_t const pairs = routed.T * routed.K;
-  expects(dweights.size() == pairs, "apply_preset_backward: dweights is [T*K]", site,
-          {{"size", dweights.size()}, {"T", routed.T}, {"K", routed.K}});
-  char const* const enough = "apply_preset_backward: scratch >= preset_scratch(exec, preset, T, E)";
-  float* const dgate = scratch.take<float>(pairs, enough, site);  // [T,K]
-  vector_view const dscores(scratch.take<float>(routed.E, enough, site), routed.E);
-
-  weigh_kept_backward(exec, p.kept, table, routed.weight, dweights.data(), dgate, site);
-  load_balance_backward(exec, routed, p.loss, dloss, scratch, dscores, site);
-  bool const masked = p.loss.masked == load_balance_rule::masked_tokens::scored;
-  route_backward(exec, p.gate, logits, routed, {dgate, routed.T, routed.K},
-                 {.expert = dscores, .reaches_masked = masked, .token = {}}, scratch, dlogits,
-                 site);
+  detail::apply_preset_backward(exec, p, logits, routed, table, dweights, dloss, scratch, dlogits,
+                                site);
 }
 
 }  // namespace moe::inline MOE_ABI

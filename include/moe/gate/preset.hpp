@@ -138,6 +138,31 @@ double apply_preset(cpu const& exec, preset<Gate, Overflow> const& p, matrix_vie
   return load_balance(exec, scores, routed, p.loss, scratch, site);
 }
 
+namespace detail {
+
+/// On any executor: it only calls what has an overload for each.
+template <class Executor, class Gate, class Overflow, class L, class V>
+void apply_preset_backward(Executor const& exec, preset<Gate, Overflow> const& p,
+                           matrix_view<L> logits, basic_routing<V> const& routed,
+                           routing_table const& table, vector_view<V const> dweights, double dloss,
+                           memory scratch, matrix_view<V> dlogits, call_site site) {
+  std::int64_t const pairs = routed.T * routed.K;
+  expects(dweights.size() == pairs, "apply_preset_backward: dweights is [T*K]", site,
+          {{"size", dweights.size()}, {"T", routed.T}, {"K", routed.K}});
+  char const* const enough = "apply_preset_backward: scratch >= preset_scratch(exec, preset, T, E)";
+  V* const dgate = scratch.take<V>(pairs, enough, site);  // [T,K]
+  vector_view const dscores(scratch.take<V>(routed.E, enough, site), routed.E);
+
+  weigh_kept_backward(exec, p.kept, table, routed.weight, dweights.data(), dgate, site);
+  load_balance_backward(exec, routed, p.loss, dloss, scratch, dscores, site);
+  bool const masked = p.loss.masked == load_balance_rule::masked_tokens::scored;
+  route_backward(exec, p.gate, logits, routed, {dgate, routed.T, routed.K},
+                 {.expert = dscores, .reaches_masked = masked, .token = {}}, scratch, dlogits,
+                 site);
+}
+
+}  // namespace detail
+
 /// The gradient of apply_preset with respect to the logits.
 ///
 /// @param logits    [T,E] in, as the forward saw them.
@@ -157,19 +182,8 @@ void apply_preset_backward(cpu const& exec, preset<Gate, Overflow> const& p, mat
                            std::type_identity_t<vector_view<V const>> dweights, double dloss,
                            memory scratch, std::type_identity_t<matrix_view<V>> dlogits,
                            call_site site = call_site::here()) {
-  std::int64_t const pairs = routed.T * routed.K;
-  expects(dweights.size() == pairs, "apply_preset_backward: dweights is [T*K]", site,
-          {{"size", dweights.size()}, {"T", routed.T}, {"K", routed.K}});
-  char const* const enough = "apply_preset_backward: scratch >= preset_scratch(exec, preset, T, E)";
-  V* const dgate = scratch.take<V>(pairs, enough, site);  // [T,K]
-  vector_view const dscores(scratch.take<V>(routed.E, enough, site), routed.E);
-
-  weigh_kept_backward(exec, p.kept, table, routed.weight, dweights.data(), dgate, site);
-  load_balance_backward(exec, routed, p.loss, dloss, scratch, dscores, site);
-  bool const masked = p.loss.masked == load_balance_rule::masked_tokens::scored;
-  route_backward(exec, p.gate, logits, routed, {dgate, routed.T, routed.K},
-                 {.expert = dscores, .reaches_masked = masked, .token = {}}, scratch, dlogits,
-                 site);
+  detail::apply_preset_backward(exec, p, logits, routed, table, dweights, dloss, scratch, dlogits,
+                                site);
 }
 
 }  // namespace moe::inline MOE_ABI
