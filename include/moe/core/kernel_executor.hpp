@@ -47,6 +47,15 @@ concept kernel_executor =
       x.fill(data, 0, bytes, site);
     };
 
+namespace detail {
+
+/// Blocks, or chunks, of `each` that n takes.
+constexpr std::int64_t blocks_for(std::int64_t n, std::int64_t each) noexcept {
+  return (n + each - 1) / each;
+}
+
+}  // namespace detail
+
 /// Threads of a block: as many as the executor runs, but no more than are of use.
 template <kernel_executor X>
 constexpr int threads_of(int useful) noexcept {

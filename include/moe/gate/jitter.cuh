@@ -23,8 +23,8 @@ void jitter(X const& exec, char const* function, jitter_rules const& rules, matr
   check_jitter(rules, from, eps, to, site);
   constexpr int threads = threads_of<X>(256);
   std::int64_t const groups = from.rows() * ((from.cols() + 3) / 4);
-  std::int64_t const blocks = std::min<std::int64_t>((groups + threads - 1) / threads,
-                                                     std::int64_t{16} * exec.processors());
+  std::int64_t const blocks =
+      std::min<std::int64_t>(blocks_for(groups, threads), std::int64_t{16} * exec.processors());
   exec.launch(function, jitter_kernel<threads>{}, blocks, site, from, tokens.training ? eps : 0.0f,
               tokens, to);
 }

@@ -19,14 +19,6 @@
 
 namespace moe::inline MOE_ABI {
 
-namespace detail {
-
-constexpr std::int64_t blocks_for(std::int64_t n, std::int64_t each) noexcept {
-  return (n + each - 1) / each;
-}
-
-}  // namespace detail
-
 /// As for `cpu`.
 /// @note  One kernel.
 template <kernel_executor X>

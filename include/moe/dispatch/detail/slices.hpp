@@ -80,9 +80,5 @@ bool is_past_l2(std::int64_t rows, matrix_view<S> out) noexcept {
   return rows * out.cols() * static_cast<std::int64_t>(sizeof(S)) >= past_l2_bytes;
 }
 
-constexpr std::int64_t blocks_for(std::int64_t units, int of_block) noexcept {
-  return (units + of_block - 1) / of_block;
-}
-
 }  // namespace detail
 }  // namespace moe::inline MOE_ABI
