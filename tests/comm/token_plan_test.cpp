@@ -140,6 +140,14 @@ TEST_CASE(
   check_tokens_of(moe::grid<3>{{2, 3, 2}}, topology::even(6, 2));
 }
 
+TEST_CASE("comm/token_plan: one rank's plan is the same as among all") {
+  topology const ranks = topology::even(2, 4).surviving({.alive = {0, 1, 1, 0, 1, 0, 1, 1}});
+  plans const all = moe::make_token_plans(inter_first, ranks);
+  for (int i = 0; i < ranks.size(); ++i)
+    CHECK(moe::make_token_plan(inter_first, ranks, ranks.rank(i)) ==
+          all[static_cast<std::size_t>(i)]);
+}
+
 TEST_CASE("comm/deduplicated: the plan of four ranks on two nodes, by hand") {
   exchange_plan const p = make_token_plan(moe::deduplicated{}, topology::even(2, 2), 1);
   CHECK(p.buffers == std::vector{1, 4, 1, 2, 2});
