@@ -13,6 +13,7 @@
 #include <moe/comm/leader.hpp>
 #include <moe/comm/make_plan.hpp>
 #include <moe/comm/plan_algebra.hpp>
+#include <moe/comm/plan_error.hpp>
 #include <moe/comm/rank_exchange.hpp>
 #include <moe/comm/row_parts.hpp>
 #include <moe/comm/self.hpp>
