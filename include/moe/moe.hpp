@@ -19,6 +19,7 @@
 #include <moe/comm/self.hpp>
 #include <moe/comm/sharded.hpp>
 #include <moe/comm/threads.hpp>
+#include <moe/comm/token_binder.hpp>
 #include <moe/comm/token_plan.hpp>
 #include <moe/comm/topology.hpp>
 #include <moe/comm/traffic.hpp>
