@@ -74,6 +74,7 @@
 #include <moe/gate/score_gradient.hpp>
 #include <moe/gate/select.hpp>
 #include <moe/gate/weigh.hpp>
+#include <moe/layer/gathered_experts.hpp>
 #include <moe/layer/layer_types.hpp>
 #include <moe/layer/lost_contributions.hpp>
 #include <moe/layer/moe_layer.hpp>
