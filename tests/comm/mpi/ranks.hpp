@@ -1,0 +1,36 @@
+// What the tests over MPI share: the processes of the job, and what they all say.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <mpi.h>
+
+#include <moe/comm/communicator.hpp>
+#include <moe/comm/mpi.hpp>
+
+namespace moe_test {
+
+inline std::size_t at(int i) {
+  return static_cast<std::size_t>(i);
+}
+
+/// Far enough for a machine that is busy; nothing waits for it in vain.
+inline moe::deadline late() {
+  return moe::within(std::chrono::seconds(60));
+}
+
+/// A communicator of all processes. Collective.
+inline moe::mpi_communicator all_ranks(std::size_t most_bytes = INT_MAX) {
+  return moe::mpi_communicator(MPI_COMM_WORLD, most_bytes);
+}
+
+/// Whether `mine` is true on all ranks, so that all fail together. Collective; blocks, which is how the
+/// ranks come together again after a test in which some have failed.
+inline bool on_all(bool mine) {
+  int all = mine ? 1 : 0;
+  MPI_Allreduce(MPI_IN_PLACE, &all, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD);
+  return all != 0;
+}
+
+}  // namespace moe_test
