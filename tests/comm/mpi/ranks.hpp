@@ -2,23 +2,14 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <chrono>
+#include <climits>
 #include <cstddef>
 #include <mpi.h>
+#include <support/exchanged_rows.hpp>
 
-#include <moe/comm/communicator.hpp>
 #include <moe/comm/mpi.hpp>
 
 namespace moe_test {
-
-inline std::size_t at(int i) {
-  return static_cast<std::size_t>(i);
-}
-
-/// Far enough for a machine that is busy; nothing waits for it in vain.
-inline moe::deadline late() {
-  return moe::within(std::chrono::seconds(60));
-}
 
 /// A communicator of all processes. Collective.
 inline moe::mpi_communicator all_ranks(std::size_t most_bytes = INT_MAX) {
