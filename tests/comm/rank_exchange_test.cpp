@@ -234,28 +234,36 @@ TEST_CASE("comm/rank_exchange: every expert of a rank has counts of its own") {
 
 TEST_CASE("comm/rank_exchange: fixed sizes need no counts, and other executors may run meanwhile") {
   constexpr int R = 4, C = 2;
-  auto const plans = plans_of(1, topology::even(2, 2));
-  auto const right = on_ranks(R, [&](moe::thread_communicator& comm) {
-    int const r = comm.rank();
-    moe::bound_plan sizes(plans[at(r)]);
-    sizes.bind_equal(C);
-    moe::rank_exchange a(comm), b(comm);
-    std::vector<float> rows, expected, out_a(R * C * M), out_b(R * C * M);
-    for (int i = 0; i < R; ++i) {
-      append_rows(rows, r, i, C);
-      append_rows(expected, i, r, C);
-    }
-    // Two under way, begun in the same order everywhere and ended in the other one.
-    if (!a.begin<float>(sizes, {rows, R * C, M}, {out_a, R * C, M})) return false;
-    if (!b.begin<float>(sizes, {rows, R * C, M}, {out_b, R * C, M})) return false;
-    for (int i = 0; i < 100000; ++i) {
-      outcome const done_b = b.poll(), done_a = a.poll();
-      if (done_a && done_b) break;
-      std::this_thread::yield();
-    }
-    return b.finish(late()) && a.finish(late()) && out_a == expected && out_b == expected;
-  });
-  CHECK(right == std::vector<char>(R, true));
+  // Ranks come to the second phases of two exchanges in any order: then each needs a communicator.
+  for (int const strategy : {0, 1}) {
+    auto const plans = plans_of(strategy, topology::even(2, 2));
+    auto const right = on_ranks(R, [&](moe::thread_communicator& comm) {
+      int const r = comm.rank();
+      moe::thread_communicator second;
+      if (!comm.split(0, 0, late(), second)) return false;
+      moe::bound_plan sizes(plans[at(r)]);
+      sizes.bind_equal(C);
+      moe::rank_exchange a(comm), b(strategy == 0 ? comm : second);
+      std::vector<float> rows, others, expected, out_a(R * C * M), out_b(R * C * M);
+      for (int i = 0; i < R; ++i) {
+        append_rows(rows, r, i, C);
+        append_rows(expected, i, r, C);
+      }
+      for (float const x : rows) others.push_back(-x);
+      // Two under way, begun in the same order everywhere and ended in the other one.
+      if (!a.begin<float>(sizes, {rows, R * C, M}, {out_a, R * C, M})) return false;
+      if (!b.begin<float>(sizes, {others, R * C, M}, {out_b, R * C, M})) return false;
+      for (int i = 0; i < 100000; ++i) {
+        outcome const done_b = b.poll(), done_a = a.poll();
+        if (done_a && done_b) break;
+        std::this_thread::yield();
+      }
+      bool right = b.finish(late()) && a.finish(late()) && out_a == expected;
+      for (std::size_t i = 0; i < expected.size(); ++i) right = right && out_b[i] == -expected[i];
+      return right;
+    });
+    CHECK(right == std::vector<char>(R, true));
+  }
 }
 
 TEST_CASE(
