@@ -258,9 +258,9 @@ TEST_CASE("comm/rank_exchange: fixed sizes need no counts, and other executors m
         if (done_a && done_b) break;
         std::this_thread::yield();
       }
-      bool right = b.finish(late()) && a.finish(late()) && out_a == expected;
-      for (std::size_t i = 0; i < expected.size(); ++i) right = right && out_b[i] == -expected[i];
-      return right;
+      bool same = b.finish(late()) && a.finish(late()) && out_a == expected;
+      for (std::size_t i = 0; i < expected.size(); ++i) same = same && out_b[i] == -expected[i];
+      return same;
     });
     CHECK(right == std::vector<char>(R, true));
   }
