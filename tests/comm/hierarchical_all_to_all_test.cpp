@@ -19,17 +19,23 @@ using moe::topology;
 using moe_test::at;
 using moe_test::late;
 
-/// Blocks of n numbers between all of `ranks`, as this rank; true if they came right.
+/// Not a number: an all-to-all has nothing to add.
+struct labelled {
+  std::int32_t source, destination, place;
+  friend bool operator==(labelled const&, labelled const&) = default;
+};
+
+/// Blocks of n labels between all of `ranks`, as this rank; true if they came right.
 template <class C, class Strategy>
 bool exchange_blocks(C& comm, topology const& ranks, int n, Strategy const& strategy) {
   int const R = ranks.size(), i = ranks.index_of(comm.rank());
-  std::vector<std::int32_t> in, expected, out(at(R * n), -1);
+  std::vector<labelled> in, expected, out(at(R * n));
   for (int j = 0; j < R; ++j)
     for (int k = 0; k < n; ++k) {
-      in.push_back(1000 * i + 10 * j + k);
-      expected.push_back(1000 * j + 10 * i + k);
+      in.push_back({i, j, k});
+      expected.push_back({j, i, k});
     }
-  return moe::hierarchical_all_to_all<std::int32_t>(comm, ranks, in, out, late(), strategy) &&
+  return moe::hierarchical_all_to_all<labelled>(comm, ranks, in, out, late(), strategy) &&
          out == expected;
 }
 

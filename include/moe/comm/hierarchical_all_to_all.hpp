@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include <moe/comm/bound_plan.hpp>
 #include <moe/comm/communicator.hpp>
@@ -34,6 +35,7 @@ template <class T, communicator C, exchange_path Path = two_hop>
 outcome hierarchical_all_to_all(C& comm, topology const& ranks, vector_view<T const> in,
                                 vector_view<T> out, deadline until, Path const& strategy = {},
                                 call_site site = call_site::here()) {
+  static_assert(std::is_trivially_copyable_v<T>);
   std::int64_t const R = ranks.size();
   expects(in.size() == out.size() && in.size() % R == 0,
           "hierarchical_all_to_all: in and out of one size, a multiple of R", site,
@@ -42,8 +44,11 @@ outcome hierarchical_all_to_all(C& comm, topology const& ranks, vector_view<T co
   bound_plan blocks(plan);
   blocks.bind_equal(1, site);
   rank_exchange exchange(comm);
-  std::int64_t const n = in.size() / R;
-  return exchange.template run<T>(blocks, {in.data(), R, n}, {out.data(), R, n}, until, site);
+  // As bytes: an all-to-all adds nothing, so T need not be a number.
+  using byte = unsigned char;
+  std::int64_t const bytes = in.size() / R * static_cast<std::int64_t>(sizeof(T));
+  return exchange.template run<byte>(blocks, {reinterpret_cast<byte const*>(in.data()), R, bytes},
+                                     {reinterpret_cast<byte*>(out.data()), R, bytes}, until, site);
 }
 
 }  // namespace moe::inline MOE_ABI
