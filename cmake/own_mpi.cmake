@@ -22,6 +22,16 @@ include("${CMAKE_CURRENT_LIST_DIR}/mpi.cmake")
 set(moe_mpi_environment OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
   OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_mpi_yield_when_idle=1 UCX_LOG_LEVEL=error)
 
+# All of them.
+add_custom_target(moe_mpi_programs)
+
+# Gives a program of this project the library, MPI and the flags of moe's own programs.
+function(moe_own_mpi_target target)
+  moe_own_target(${target})
+  target_link_libraries(${target} PRIVATE moe::mpi)
+  add_dependencies(moe_mpi_programs ${target})
+endfunction()
+
 # moe_add_mpi_test(<name> <processes> <program> [<argument>...])
 function(moe_add_mpi_test name processes program)
   if(MPIEXEC_EXECUTABLE)

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <support/disturbed.hpp>
 #include <support/exchanged_rows.hpp>
+#include <support/over_ranks.hpp>
 #include <thread>
 #include <vector>
 
@@ -46,6 +47,7 @@ using moe_test::M;
 using moe_test::on_all;
 using moe_test::random_counts;
 using moe_test::skew;
+using moe_test::sum_over_ranks;
 using namespace std::chrono_literals;
 
 constexpr int strategies = 4;
@@ -60,12 +62,6 @@ exchange_plan plan_of(int strategy, topology const& ranks, int rank) {
     default:
       return moe::make_plan(moe::leader{}, ranks, rank);
   }
-}
-
-std::int64_t sum_over_ranks(std::int64_t mine) {
-  std::int64_t sum = 0;
-  MPI_Allreduce(&mine, &sum, 1, MPI_INT64_T, MPI_SUM, MPI_COMM_WORLD);
-  return sum;
 }
 
 /// Rows that a run of a bound plan copies.
