@@ -170,7 +170,8 @@ TEST_CASE("comm/deduplicated: the plan of four ranks on two nodes, by hand") {
 }
 
 TEST_CASE("comm/token_plan: messages equal the formulas") {
-  for (auto const& [N, G] : {std::pair{1, 4}, {2, 4}, {4, 4}, {3, 5}, {8, 2}, {5, 1}}) {
+  for (auto const& nodes : {std::pair{1, 4}, {2, 4}, {4, 4}, {3, 5}, {8, 2}, {5, 1}}) {
+    int const N = nodes.first, G = nodes.second;
     topology const ranks = topology::even(N, G);
     CAPTURE(N);
     CAPTURE(G);
