@@ -11,6 +11,7 @@
 #include <moe/comm/expert_hosts.hpp>
 #include <moe/comm/flat.hpp>
 #include <moe/comm/grid.hpp>
+#include <moe/comm/hierarchical_all_to_all.hpp>
 #include <moe/comm/leader.hpp>
 #include <moe/comm/make_plan.hpp>
 #include <moe/comm/plan_algebra.hpp>
