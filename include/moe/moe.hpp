@@ -8,6 +8,7 @@
 #include <moe/comm/coordinated.hpp>
 #include <moe/comm/deduplicated.hpp>
 #include <moe/comm/exchange_plan.hpp>
+#include <moe/comm/expected_rows.hpp>
 #include <moe/comm/flat.hpp>
 #include <moe/comm/grid.hpp>
 #include <moe/comm/leader.hpp>
@@ -18,6 +19,7 @@
 #include <moe/comm/row_parts.hpp>
 #include <moe/comm/self.hpp>
 #include <moe/comm/sharded.hpp>
+#include <moe/comm/slot_names.hpp>
 #include <moe/comm/threads.hpp>
 #include <moe/comm/token_plan.hpp>
 #include <moe/comm/topology.hpp>
