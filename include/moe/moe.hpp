@@ -21,6 +21,7 @@
 #include <moe/comm/sharded.hpp>
 #include <moe/comm/slot_names.hpp>
 #include <moe/comm/threads.hpp>
+#include <moe/comm/token_binder.hpp>
 #include <moe/comm/token_plan.hpp>
 #include <moe/comm/topology.hpp>
 #include <moe/comm/traffic.hpp>

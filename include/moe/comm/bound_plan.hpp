@@ -16,6 +16,8 @@ namespace moe::inline MOE_ABI {
 
 template <class C>
 class rank_exchange;
+template <class C>
+class token_binder;
 
 /// One rank's plan, bound to the rows of its slots. `rank_exchange` binds it to counts, which takes
 /// messages; two ways to bind it take none. A bound plan runs as often as the numbers hold:
@@ -107,6 +109,8 @@ class bound_plan {
  private:
   template <class C>
   friend class rank_exchange;
+  template <class C>
+  friend class token_binder;
 
   struct selection {
     std::int64_t first = 0;  // in list_
