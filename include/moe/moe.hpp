@@ -8,6 +8,7 @@
 #include <moe/comm/coordinated.hpp>
 #include <moe/comm/deduplicated.hpp>
 #include <moe/comm/exchange_plan.hpp>
+#include <moe/comm/expected_rows.hpp>
 #include <moe/comm/expert_hosts.hpp>
 #include <moe/comm/flat.hpp>
 #include <moe/comm/grid.hpp>
@@ -20,6 +21,7 @@
 #include <moe/comm/row_parts.hpp>
 #include <moe/comm/self.hpp>
 #include <moe/comm/sharded.hpp>
+#include <moe/comm/slot_names.hpp>
 #include <moe/comm/threads.hpp>
 #include <moe/comm/token_binder.hpp>
 #include <moe/comm/token_exchange.hpp>
