@@ -3,17 +3,24 @@
 #pragma once
 
 #include <moe/comm/all_to_all.hpp>
+#include <moe/comm/bound_plan.hpp>
 #include <moe/comm/communicator.hpp>
 #include <moe/comm/coordinated.hpp>
+#include <moe/comm/deduplicated.hpp>
 #include <moe/comm/exchange_plan.hpp>
 #include <moe/comm/flat.hpp>
 #include <moe/comm/grid.hpp>
 #include <moe/comm/leader.hpp>
 #include <moe/comm/make_plan.hpp>
+#include <moe/comm/plan_algebra.hpp>
+#include <moe/comm/plan_error.hpp>
 #include <moe/comm/rank_exchange.hpp>
+#include <moe/comm/row_parts.hpp>
 #include <moe/comm/self.hpp>
 #include <moe/comm/sharded.hpp>
 #include <moe/comm/threads.hpp>
+#include <moe/comm/token_binder.hpp>
+#include <moe/comm/token_plan.hpp>
 #include <moe/comm/topology.hpp>
 #include <moe/comm/traffic.hpp>
 #include <moe/comm/two_hop.hpp>

@@ -11,6 +11,7 @@
 #include <moe/comm/grid.hpp>
 #include <moe/comm/leader.hpp>
 #include <moe/comm/make_plan.hpp>
+#include <moe/comm/plan_algebra.hpp>
 #include <moe/comm/sharded.hpp>
 #include <moe/comm/topology.hpp>
 #include <moe/comm/traffic.hpp>

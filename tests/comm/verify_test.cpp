@@ -8,6 +8,7 @@
 #include <moe/comm/flat.hpp>
 #include <moe/comm/leader.hpp>
 #include <moe/comm/make_plan.hpp>
+#include <moe/comm/plan_algebra.hpp>
 #include <moe/comm/sharded.hpp>
 #include <moe/comm/topology.hpp>
 #include <moe/comm/two_hop.hpp>

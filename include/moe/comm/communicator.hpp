@@ -38,7 +38,9 @@ enum class exchange_status : std::uint8_t {
   wrong_length,  ///< A message is not as long as its receive.
   no_such_peer,  ///< A message to or from a rank that the communicator lacks.
   in_use,        ///< The ticket's last exchange has not ended.
-  stale          ///< The peer's counts are of another membership epoch.
+  stale,         ///< The peer's counts are of another membership epoch.
+  no_room,       ///< More rows come than there is room for.
+  lost           ///< An expert that a token chose is on no rank that is alive.
 };
 
 /// How a call of a communicator ended. Nothing throws for what another rank did.
@@ -53,9 +55,9 @@ struct [[nodiscard]] outcome {
 
 /// The word for a status, as in the enumeration.
 constexpr char const* name(exchange_status status) noexcept {
-  constexpr char const* names[] = {"ok",           "pending", "timeout",
-                                   "peer_failed",  "aborted", "wrong_length",
-                                   "no_such_peer", "in_use",  "stale"};
+  constexpr char const* names[] = {"ok",      "pending",      "timeout",      "peer_failed",
+                                   "aborted", "wrong_length", "no_such_peer", "in_use",
+                                   "stale",   "no_room",      "lost"};
   return names[static_cast<int>(status)];
 }
 
@@ -105,12 +107,20 @@ outcome wait(C& comm, typename C::ticket& ticket, deadline until) {
 /// Exchanges and waits. Aborts if it fails, so that peers do not wait for this rank.
 template <communicator C>
 outcome exchange_now(C& comm, vector_view<outgoing const> sends,
-                     vector_view<incoming const> receives, deadline until) {
-  typename C::ticket ticket;
+                     vector_view<incoming const> receives, typename C::ticket& ticket,
+                     deadline until) {
   outcome result = comm.exchange(sends, receives, ticket);
   if (result) result = wait(comm, ticket, until);
   if (!result) comm.abort();
   return result;
+}
+
+/// With a ticket of its own, which allocates.
+template <communicator C>
+outcome exchange_now(C& comm, vector_view<outgoing const> sends,
+                     vector_view<incoming const> receives, deadline until) {
+  typename C::ticket ticket;
+  return exchange_now(comm, sends, receives, ticket, until);
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -9,6 +9,7 @@
 #include <moe/comm/exchange_plan.hpp>
 #include <moe/comm/flat.hpp>
 #include <moe/comm/make_plan.hpp>
+#include <moe/comm/plan_algebra.hpp>
 #include <moe/comm/sharded.hpp>
 #include <moe/comm/topology.hpp>
 #include <moe/core/concepts.hpp>
