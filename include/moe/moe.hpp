@@ -8,6 +8,7 @@
 #include <moe/comm/coordinated.hpp>
 #include <moe/comm/deduplicated.hpp>
 #include <moe/comm/exchange_plan.hpp>
+#include <moe/comm/expert_hosts.hpp>
 #include <moe/comm/flat.hpp>
 #include <moe/comm/grid.hpp>
 #include <moe/comm/leader.hpp>
@@ -20,6 +21,7 @@
 #include <moe/comm/sharded.hpp>
 #include <moe/comm/threads.hpp>
 #include <moe/comm/token_binder.hpp>
+#include <moe/comm/token_exchange.hpp>
 #include <moe/comm/token_plan.hpp>
 #include <moe/comm/topology.hpp>
 #include <moe/comm/traffic.hpp>
@@ -73,7 +75,9 @@
 #include <moe/gate/select.hpp>
 #include <moe/gate/weigh.hpp>
 #include <moe/layer/layer_types.hpp>
+#include <moe/layer/lost_contributions.hpp>
 #include <moe/layer/moe_layer.hpp>
+#include <moe/layer/parallel_experts.hpp>
 #include <moe/layer/residual_layer.hpp>
 #include <moe/layer/router.hpp>
 #include <moe/layer/visit_preset.hpp>
