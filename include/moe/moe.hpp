@@ -4,6 +4,7 @@
 
 #include <moe/comm/all_to_all.hpp>
 #include <moe/comm/bound_plan.hpp>
+#include <moe/comm/collectives.hpp>
 #include <moe/comm/communicator.hpp>
 #include <moe/comm/coordinated.hpp>
 #include <moe/comm/deduplicated.hpp>
@@ -37,6 +38,7 @@
 #include <moe/core/lanes.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/numeric.hpp>
+#include <moe/core/part.hpp>
 #include <moe/core/random.hpp>
 #include <moe/core/scalar.hpp>
 #include <moe/core/score_row.hpp>

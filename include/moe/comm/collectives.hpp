@@ -55,7 +55,7 @@ void sum_pieces(int count, Piece const& piece, T* out, std::int64_t n) {
 /// Messages of a collective, in memory of the caller.
 class message_list {
  public:
-  static memory_size& add(memory_size& size, int R) noexcept {
+  static constexpr memory_size& add(memory_size& size, int R) noexcept {
     return size.add<outgoing>(R).add<incoming>(R);
   }
   message_list(int R, memory& scratch, char const* enough, call_site site)
@@ -121,7 +121,7 @@ std::int64_t first_own_row(int rank, int R, matrix_view<T> all, matrix_view<T> o
 /// Bytes of scratch for all_gather_rows.
 constexpr std::size_t all_gather_scratch(int R) noexcept {
   memory_size size;
-  return size.add<outgoing>(R).add<incoming>(R).bytes();
+  return detail::message_list::add(size, R).bytes();
 }
 
 /// Every rank gets the rows of all, those of rank 0 first.
@@ -132,7 +132,7 @@ constexpr std::size_t all_gather_scratch(int R) noexcept {
 /// @param scratch  all_gather_scratch(R) bytes.
 /// @throws precondition_error if shapes do not fit, own and out overlap otherwise, or scratch is short.
 /// @note  Collective. If it fails, the communicator has aborted. `wrong_length` if a peer has another
-///        number of rows than counts says.
+///        number of rows than counts says. Allocates a ticket of the communicator, and nothing else.
 /// @cost  R - 1 messages each way: own rows to each peer.
 template <class T, communicator C>
 outcome all_gather_rows(C& comm, matrix_view<T const> own, vector_view<std::int64_t const> counts,
