@@ -9,6 +9,7 @@
 #include <moe/comm/coordinated.hpp>
 #include <moe/comm/deduplicated.hpp>
 #include <moe/comm/exchange_plan.hpp>
+#include <moe/comm/expert_groups.hpp>
 #include <moe/comm/expert_hosts.hpp>
 #include <moe/comm/flat.hpp>
 #include <moe/comm/grid.hpp>
