@@ -21,6 +21,7 @@
 #include <moe/core/view.hpp>
 #include <moe/dispatch/update.hpp>
 #include <moe/expert/ffn_weights.hpp>
+#include <moe/layer/detail/parallel_state.hpp>
 #include <moe/layer/lost_contributions.hpp>
 #include <moe/routing/build_table.hpp>
 #include <moe/routing/routing.hpp>
@@ -93,12 +94,8 @@ class parallel_experts {
 
   template <class V>
   std::size_t saved_bytes(ffn_shape const& shape, std::int64_t) const noexcept {
-    memory_size size;
-    size.add<chunk_state<V>>(exchange_->chunks());
-    size.add<V>(bounds_.T * bounds_.K);
-    size.add<std::uint8_t>(bounds_.T * bounds_.K);
-    for (int c = 0; c < exchange_->chunks(); ++c) add_chunk<V>(size, shape);
-    return size.bytes();
+    std::size_t const inner = inner_.template saved_bytes<V>(local(shape), room().table.max_rows);
+    return detail::parallel_state<V>::bytes(room(), shape.M, inner);
   }
   template <class V>
   std::size_t forward_scratch_bytes(cpu const& exec, ffn_shape const& shape,
@@ -106,9 +103,10 @@ class parallel_experts {
     memory_size size;
     size.add<std::int32_t>(bounds_.T * bounds_.K);
     for (int i = 0; i < 2; ++i) size.add<V>(most_rows() * shape.M);
+    table_shape const table = room().table;
     return size.bytes() +
-           std::max(build_table_scratch(exec, local_table()),
-                    inner_.template forward_scratch_bytes<V>(exec, local(shape), most_pairs()));
+           std::max(build_table_scratch(exec, table),
+                    inner_.template forward_scratch_bytes<V>(exec, local(shape), table.max_rows));
   }
   template <class V>
   std::size_t backward_scratch_bytes(cpu const& exec, ffn_shape const& shape,
@@ -119,7 +117,7 @@ class parallel_experts {
     size.add<V>(most_rows() * bounds_.K);
     size.add<V>(bounds_.T * bounds_.K);
     return size.bytes() +
-           inner_.template backward_scratch_bytes<V>(exec, local(shape), most_pairs());
+           inner_.template backward_scratch_bytes<V>(exec, local(shape), room().table.max_rows);
   }
 
   /// As `experts` has it. Choices without a row in `table` go nowhere.
@@ -134,7 +132,7 @@ class parallel_experts {
                memory scratch, call_site site = call_site::here()) const {
     expect_table(table, tokens.rows(), site);
     std::int64_t const T = table.T, M = tokens.cols();
-    state<V> const kept = carve_saved<V>(saved, M, site);
+    state<V> const kept = state<V>::carve(saved, room(), M, site);
     std::int32_t* const key = scratch.take<std::int32_t>(T * K(), scratch_rule, site);  // [T,K]
     write_keys(table, key);
     V* const result[2] = {scratch.take<V>(most_rows() * M, scratch_rule, site),
@@ -166,7 +164,7 @@ class parallel_experts {
       matrix_view<V> const y(result[c % 2], chunk.N, M);
       if (holds_experts()) {
         build_local_table(exec, chunk, M, scratch, site);
-        inner_.forward(exec, handle, chunk.tokens(M, K()), chunk.table, chunk.weights(), y,
+        inner_.forward(exec, handle, chunk.tokens(M), chunk.table, chunk.weights(), y,
                        chunk.experts, scratch, site);
       }
       if (c > 0) check(exchange_->finish_combine(), "combine");
@@ -188,7 +186,7 @@ class parallel_experts {
                 update how, memory scratch, call_site site = call_site::here()) const {
     expect_table(table, tokens.rows(), site);
     std::int64_t const T = table.T, M = tokens.cols(), W = M + K();
-    state<V> const kept = saved_state<V>(saved, site);
+    state<V> const kept = state<V>::at(saved, room(), site);
     expects(kept.chunk[exchange_->chunks() - 1].bound == exchange_->times_bound(),
             "parallel_experts::backward: no other forward has used the exchange since", site);
     V *din[2], *back[2];
@@ -212,9 +210,9 @@ class parallel_experts {
       if (c + 1 < exchange_->chunks()) begin(c + 1);
       matrix_view<V> const dx(back[c % 2], chunk.N, M, W);
       if (holds_experts())
-        inner_.backward(exec, handle, matrix_view<V const>(din[c % 2], chunk.N, M),
-                        chunk.tokens(M, K()), chunk.table, chunk.weights(), chunk.experts, dx, dw,
-                        gradients, c == 0 ? how : update::add, scratch, site);
+        inner_.backward(exec, handle, matrix_view<V const>(din[c % 2], chunk.N, M), chunk.tokens(M),
+                        chunk.table, chunk.weights(), chunk.experts, dx, dw, gradients,
+                        c == 0 ? how : update::add, scratch, site);
       for (std::int64_t r = 0; r < chunk.N; ++r)
         std::copy_n(dw.data() + r * K(), K(), dx.row(r) + M);
       if (c > 0) check(exchange_->finish_combine(), "combine of gradients");
@@ -234,31 +232,10 @@ class parallel_experts {
  private:
   static constexpr char const* scratch_rule =
       "parallel_experts: scratch >= forward/backward_scratch_bytes";
-  static constexpr char const* saved_rule = "parallel_experts: saved >= saved_bytes";
-
-  /// What a chunk keeps from forward to backward.
   template <class V>
-  struct chunk_state {
-    std::int64_t N;        // rows that came
-    std::uint64_t bound;   // when they were
-    V* rows;               // [N, M + K]: tokens, and the weights of their choices
-    std::int32_t* expert;  // [N,K]: experts of this rank, counted from its first, or -1
-    V* weight;             // [N,K]
-    routing_table table;
-    memory experts;
-    int K;
-
-    matrix_view<V const> tokens(std::int64_t M, int choices) const {
-      return {rows, N, M, M + choices};
-    }
-    vector_view<V const> weights() const { return {weight, N * K}; }
-  };
+  using chunk_state = detail::parallel_chunk<V>;
   template <class V>
-  struct state {
-    chunk_state<V>* chunk;  // [chunks]
-    V* weight;              // [T,K]: what choices weigh that were not lost
-    std::uint8_t* lost;     // [T,K]
-  };
+  using state = detail::parallel_state<V>;
 
   /// Peers must not write to, or read, memory that is gone.
   struct aborting_unless_done {
@@ -281,60 +258,19 @@ class parallel_experts {
     std::int64_t const S = hosts.slices(), s = hosts.slice();
     return {hosts.count(), shape.M, shape.H * (s + 1) / S - shape.H * s / S};
   }
-  std::int64_t chunk_tokens() const noexcept {
-    return (bounds_.T + exchange_->chunks() - 1) / exchange_->chunks();
-  }
+  /// Most rows of a chunk.
   std::int64_t most_rows() const noexcept {
-    return bounds_.max_rows > 0 ? bounds_.max_rows : exchange_->most_rows(chunk_tokens());
+    std::int64_t const D = exchange_->chunks();
+    return bounds_.max_rows > 0 ? bounds_.max_rows : exchange_->most_rows((bounds_.T + D - 1) / D);
   }
-  std::int64_t most_pairs() const noexcept {
-    return most_rows() * std::min(K(), std::max(1, exchange_->hosts().count()));
-  }
-  table_shape local_table() const noexcept {
-    return {.T = most_rows(),
-            .K = K(),
-            .E = std::max(1, exchange_->hosts().count()),
-            .max_rows = most_pairs()};
-  }
-  template <class V>
-  void add_chunk(memory_size& size, ffn_shape const& shape) const noexcept {
-    size.add<V>(most_rows() * (shape.M + K()));
-    size.add<std::int32_t>(most_rows() * K());
-    size.add<V>(most_rows() * K());
-    size.add<std::byte>(static_cast<std::int64_t>(table_bytes(local_table())));
-    size.add<std::byte>(static_cast<std::int64_t>(
-        inner_.template saved_bytes<V>(local(shape), most_pairs()) + 2 * memory::alignment));
-  }
-
-  template <class V>
-  state<V> saved_state(memory& from, call_site site) const {
-    state<V> s;
-    s.chunk = from.take<chunk_state<V>>(exchange_->chunks(), saved_rule, site);
-    s.weight = from.take<V>(bounds_.T * K(), saved_rule, site);
-    s.lost = from.take<std::uint8_t>(bounds_.T * K(), saved_rule, site);
-    return s;
-  }
-  template <class V>
-  state<V> carve_saved(memory from, std::int64_t M, call_site site) const {
-    auto const bytes = [&](std::size_t n) {
-      return memory(from.take<std::byte>(static_cast<std::int64_t>(n), saved_rule, site), n);
-    };
-    state<V> const s = saved_state<V>(from, site);
-    int const chunks = exchange_->chunks();
-    for (int c = 0; c < chunks; ++c) {
-      chunk_state<V>& chunk = s.chunk[c];
-      chunk.K = K();
-      chunk.rows = from.take<V>(most_rows() * (M + K()), saved_rule, site);
-      chunk.expert = from.take<std::int32_t>(most_rows() * K(), saved_rule, site);
-      chunk.weight = from.take<V>(most_rows() * K(), saved_rule, site);
-      memory table = bytes(table_bytes(local_table()));
-      chunk.table = detail::take_table(table, local_table(), site);
-    }
-    // What is left is the inner experts', the same for each chunk.
-    std::size_t const share = from.size() / static_cast<std::size_t>(chunks);
-    std::size_t const each = share - std::min(share, std::size_t{memory::alignment});
-    for (int c = 0; c < chunks; ++c) s.chunk[c].experts = bytes(each);
-    return s;
+  detail::parallel_room room() const noexcept {
+    int const held = std::max(1, exchange_->hosts().count());
+    return {
+        .chunks = exchange_->chunks(),
+        .K = K(),
+        .T = bounds_.T,
+        .table = {
+            .T = most_rows(), .K = K(), .E = held, .max_rows = most_rows() * std::min(K(), held)}};
   }
 
   void expect_table(routing_table const& table, std::int64_t rows, call_site site) const {
