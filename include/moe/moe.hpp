@@ -4,11 +4,13 @@
 
 #include <moe/comm/all_to_all.hpp>
 #include <moe/comm/bound_plan.hpp>
+#include <moe/comm/collectives.hpp>
 #include <moe/comm/communicator.hpp>
 #include <moe/comm/coordinated.hpp>
 #include <moe/comm/deduplicated.hpp>
 #include <moe/comm/exchange_plan.hpp>
 #include <moe/comm/expected_rows.hpp>
+#include <moe/comm/expert_groups.hpp>
 #include <moe/comm/expert_hosts.hpp>
 #include <moe/comm/flat.hpp>
 #include <moe/comm/grid.hpp>
@@ -40,6 +42,7 @@
 #include <moe/core/lanes.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/numeric.hpp>
+#include <moe/core/part.hpp>
 #include <moe/core/random.hpp>
 #include <moe/core/scalar.hpp>
 #include <moe/core/score_row.hpp>
