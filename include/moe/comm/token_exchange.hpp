@@ -45,6 +45,16 @@ class exchange_error : public error {
 
 namespace moe::inline MOE_ABI {
 
+namespace detail {
+
+[[noreturn]] inline void throw_exchange_error(char const* what, outcome const& end) {
+  std::string text = std::string(what) + " ended with " + name(end.status);
+  if (end.peer >= 0) text += ", rank " + std::to_string(end.peer);
+  throw exchange_error(text, static_cast<int>(end.status), end.peer, end.native);
+}
+
+}  // namespace detail
+
 /// A strategy in pieces: the tokens of a call are exchanged in as many chunks, so that those of one
 /// travel while experts compute another.
 template <class Strategy>
