@@ -77,6 +77,8 @@
 #include <moe/gate/score_gradient.hpp>
 #include <moe/gate/select.hpp>
 #include <moe/gate/weigh.hpp>
+#include <moe/layer/global_losses.hpp>
+#include <moe/layer/layer_saved.hpp>
 #include <moe/layer/layer_types.hpp>
 #include <moe/layer/lost_contributions.hpp>
 #include <moe/layer/moe_layer.hpp>
