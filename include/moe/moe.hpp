@@ -9,10 +9,12 @@
 #include <moe/comm/coordinated.hpp>
 #include <moe/comm/deduplicated.hpp>
 #include <moe/comm/exchange_plan.hpp>
+#include <moe/comm/expected_rows.hpp>
 #include <moe/comm/expert_groups.hpp>
 #include <moe/comm/expert_hosts.hpp>
 #include <moe/comm/flat.hpp>
 #include <moe/comm/grid.hpp>
+#include <moe/comm/hierarchical_all_to_all.hpp>
 #include <moe/comm/leader.hpp>
 #include <moe/comm/make_plan.hpp>
 #include <moe/comm/plan_algebra.hpp>
@@ -21,6 +23,7 @@
 #include <moe/comm/row_parts.hpp>
 #include <moe/comm/self.hpp>
 #include <moe/comm/sharded.hpp>
+#include <moe/comm/slot_names.hpp>
 #include <moe/comm/threads.hpp>
 #include <moe/comm/token_binder.hpp>
 #include <moe/comm/token_exchange.hpp>
@@ -77,6 +80,7 @@
 #include <moe/gate/score_gradient.hpp>
 #include <moe/gate/select.hpp>
 #include <moe/gate/weigh.hpp>
+#include <moe/layer/gathered_experts.hpp>
 #include <moe/layer/global_losses.hpp>
 #include <moe/layer/layer_saved.hpp>
 #include <moe/layer/layer_types.hpp>

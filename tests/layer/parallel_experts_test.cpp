@@ -30,6 +30,7 @@
 #include <moe/expert/activation.hpp>
 #include <moe/expert/ffn.hpp>
 #include <moe/gate/presets.hpp>
+#include <moe/layer/gathered_experts.hpp>
 #include <moe/layer/moe_layer.hpp>
 #include <moe/layer/parallel_experts.hpp>
 
@@ -91,8 +92,8 @@ struct whole_layer {
 
   /// Experts [first_silent, last_silent) give nothing.
   whole_layer(std::int64_t tokens_of_all, int E, unsigned seed = 1, int first_silent = 0,
-              int last_silent = 0)
-      : layer(router{}, {}, {.T = tokens_of_all, .M = M, .H = H, .E = E, .bias = true}),
+              int last_silent = 0, std::int64_t hidden = H)
+      : layer(router{}, {}, {.T = tokens_of_all, .M = M, .H = hidden, .E = E, .bias = true}),
         T(tokens_of_all),
         values(moe_test::normals<double>(layer.parameter_elements(), seed, 0, 0.5)),
         gradients(values.size()),
@@ -102,7 +103,7 @@ struct whole_layer {
         dtokens(tokens.size()) {
     auto const experts = layer.carve(values.data()).experts;
     for (int e = first_silent; e < last_silent; ++e) {
-      std::fill_n(experts.down[e].data(), H * M, 0.);
+      std::fill_n(experts.down[e].data(), hidden * M, 0.);
       std::fill_n(experts.down_bias.row(e), M, 0.);
     }
     moe::cpu const exec;
@@ -138,24 +139,34 @@ struct parallel_case {
 struct all_ranks {
   std::vector<double> out, dtokens, router;
   std::vector<double> experts;  ///< As the whole layer has them.
+
+  static all_ranks of(whole_layer const& whole) {
+    return {std::vector<double>(whole.out.size()), std::vector<double>(whole.out.size()),
+            std::vector<double>(at(M * whole.layer.shape().E)),
+            std::vector<double>(whole.values.size())};
+  }
 };
 
-template <class C>
+/// @param keeps  Of which experts the rank has parameters, if not those of `hosts`.
+template <class C, class Inner = inner_experts>
 void run_rank(C& comm, C* second, whole_layer& whole, parallel_case const& c,
-              expert_hosts const& hosts, all_ranks& sum, std::mutex& mutex) {
+              expert_hosts const& hosts, all_ranks& sum, std::mutex& mutex, Inner const& inner = {},
+              expert_hosts const* keeps = nullptr) {
+  expert_hosts const& held = keeps == nullptr ? hosts : *keeps;
   int const r = comm.rank();
   std::int64_t const T = c.T[at(r)], first = c.first(r);
   moe::token_exchange<C> exchange(comm, topology::even(1, c.R()).grouped(c.group),
                                   moe::chunked<any_strategy>{c.strategy, c.chunks}, hosts,
                                   {.timeout = 60s, .room = c.room}, second);
-  moe::moe_layer const layer(router{}, remote<C>({}, exchange, {.T = c.most(), .K = K}),
-                             {.T = c.most(), .M = M, .H = H, .E = c.E, .bias = true});
+  moe::moe_layer const layer(
+      router{}, moe::parallel_experts<Inner, C>(inner, exchange, {.T = c.most(), .K = K}),
+      {.T = c.most(), .M = M, .H = whole.layer.shape().H, .E = c.E, .bias = true});
   std::vector<double> values(at(layer.parameter_elements())), gradients(values.size(), 1e30);
   auto const whole_parts = whole.layer.carve(whole.values.data());
   auto const parts = layer.carve(values.data());
   for (std::int64_t m = 0; m < M; ++m)
     std::copy_n(whole_parts.router.row(m), c.E, parts.router.row(m));
-  for_each_held(whole_parts.experts, parts.experts, hosts, [](double a, double& b) { b = a; });
+  for_each_held(whole_parts.experts, parts.experts, held, [](double a, double& b) { b = a; });
 
   moe::cpu const exec;
   moe::buffer saved_bytes(layer.template saved_bytes<double>());
@@ -176,7 +187,7 @@ void run_rank(C& comm, C* second, whole_layer& whole, parallel_case const& c,
   auto const g = layer.carve(gradients.data());
   for (std::size_t i = 0; i < sum.router.size(); ++i) sum.router[i] += g.router.data()[i];
   auto const into = whole.layer.carve(sum.experts.data());
-  for_each_held(into.experts, g.experts, hosts, [](double& a, double b) { a += b; });
+  for_each_held(into.experts, g.experts, held, [](double& a, double b) { a += b; });
 }
 
 double worst_difference(std::vector<double> const& a, std::vector<double> const& b) {
@@ -189,10 +200,16 @@ double worst_difference(std::vector<double> const& a, std::vector<double> const&
 /// Sums of some ten products in another order.
 constexpr double tolerance = 1e-11;
 
+void check_equal(all_ranks sum, whole_layer const& whole) {
+  CHECK(worst_difference(sum.out, whole.out) < tolerance);
+  CHECK(worst_difference(sum.dtokens, whole.dtokens) < tolerance);
+  std::copy(sum.router.begin(), sum.router.end(), sum.experts.begin());
+  CHECK(worst_difference(sum.experts, whole.gradients) < tolerance);
+}
+
 void check_equal_to_one_rank(parallel_case const& c, bool disturb = false) {
   whole_layer whole(c.first(c.R()), c.E);
-  all_ranks sum{std::vector<double>(whole.out.size()), std::vector<double>(whole.out.size()),
-                std::vector<double>(at(M * c.E)), std::vector<double>(whole.values.size())};
+  all_ranks sum = all_ranks::of(whole);
   std::mutex mutex;
   moe::thread_world world(c.R());
   world.run([&](moe::thread_communicator& inner) {
@@ -204,12 +221,7 @@ void check_equal_to_one_rank(parallel_case const& c, bool disturb = false) {
     moe_test::disturbed a(inner, seed), b(second, seed + 100);
     run_rank(a, &b, whole, c, hosts, sum, mutex);
   });
-  CHECK(worst_difference(sum.out, whole.out) < tolerance);
-  CHECK(worst_difference(sum.dtokens, whole.dtokens) < tolerance);
-  std::vector<double> of_router(whole.gradients.begin(), whole.gradients.begin() + M * c.E);
-  CHECK(worst_difference(sum.router, of_router) < tolerance);
-  std::copy(of_router.begin(), of_router.end(), sum.experts.begin());
-  CHECK(worst_difference(sum.experts, whole.gradients) < tolerance);
+  check_equal(sum, whole);
 }
 
 /// Different numbers of tokens, some 0.
@@ -297,10 +309,50 @@ TEST_CASE("layer/parallel_experts: experts sliced over all ranks, without counts
   }
 }
 
+TEST_CASE(
+    "layer/gathered_experts: any number of partial experts, call by call, with the same "
+    "parameters") {
+  struct {
+    moe::expert_parallelism degrees;
+    std::vector<int> r;
+  } const cases[] = {{{2, 1, 4, 2}, {0, 1, 2, 4}},
+                     {{2, 1, 3, 1}, {0, 1, 3}},
+                     {{1, 1, 6, 3}, {0, 1, 2, 3, 6}},
+                     {{4, 1, 1, 1}, {0, 1}}};
+  for (auto const& [degrees, degrees_of_r] : cases) {
+    int const EP = degrees.expert_parallel, S = degrees.slices, R = EP * S;
+    moe::expert_parallelism const kept = degrees;
+    parallel_case c{.T = some_tokens(R, 2), .E = EP * degrees.experts_per_rank};
+    whole_layer whole(c.first(R), c.E, 1, 0, 0, 12);
+    std::vector<all_ranks> sums(degrees_of_r.size(), all_ranks::of(whole));
+    std::vector<int> const& rs = degrees_of_r;
+    std::mutex mutex;
+    moe::thread_world world(R);
+    world.run([&](moe::thread_communicator& comm) {
+      int const rank = comm.rank();
+      expert_hosts const keeps(c.E, kept, rank);
+      for (std::size_t i = 0; i < rs.size(); ++i) {
+        auto const [pool, color] = moe::adaptive_pool::of(kept, rs[i], rank);
+        moe::thread_communicator pool_ranks;
+        if (!comm.split(color, rank, moe::within(60s), pool_ranks))
+          throw std::runtime_error("split");
+        moe::gathered_experts const inner(inner_experts{}, pool_ranks, pool);
+        run_rank<moe::thread_communicator>(comm, nullptr, whole, c,
+                                           expert_hosts::adaptive(c.E, kept, rs[i], rank), sums[i],
+                                           mutex, inner, &keeps);
+      }
+    });
+    for (std::size_t i = 0; i < rs.size(); ++i) {
+      CAPTURE(R);
+      CAPTURE(i);
+      check_equal(sums[i], whole);
+    }
+  }
+}
+
 TEST_CASE("layer/parallel_experts: tokens on some ranks, experts on others") {
   whole_layer whole(9, 4);
-  all_ranks sum{std::vector<double>(whole.out.size()), std::vector<double>(whole.out.size()),
-                std::vector<double>(at(M * 4)), std::vector<double>(whole.values.size())};
+  all_ranks sum = all_ranks::of(whole);
   parallel_case c{.T = {4, 5, 0, 0}, .E = 4};
   std::mutex mutex;
   moe::thread_world world(4);
@@ -308,10 +360,7 @@ TEST_CASE("layer/parallel_experts: tokens on some ranks, experts on others") {
     run_rank<moe::thread_communicator>(comm, nullptr, whole, c,
                                        expert_hosts::apart(4, 2, 2, comm.rank()), sum, mutex);
   });
-  CHECK(worst_difference(sum.out, whole.out) < tolerance);
-  CHECK(worst_difference(sum.dtokens, whole.dtokens) < tolerance);
-  std::copy(sum.router.begin(), sum.router.end(), sum.experts.begin());
-  CHECK(worst_difference(sum.experts, whole.gradients) < tolerance);
+  check_equal(sum, whole);
 }
 
 namespace {
@@ -433,9 +482,7 @@ TEST_CASE("layer/parallel_experts: a rank dies in any phase: an error that names
           parallel_case c{.T = {4, 4, 4, 4}, .E = E, .degrees = moe::spread_experts(E, R)};
           c.strategy = {kind};
           c.chunks = chunks;
-          all_ranks sum{std::vector<double>(whole.out.size()),
-                        std::vector<double>(whole.out.size()), std::vector<double>(at(M * E)),
-                        std::vector<double>(whole.values.size())};
+          all_ranks sum = all_ranks::of(whole);
           std::mutex mutex;
           std::vector<char> ended_well(R), named(R, true);
           bool victim_died = false;

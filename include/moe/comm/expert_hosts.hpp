@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -63,6 +64,35 @@ class expert_hosts {
     h.rank_ = rank;
     for (int& host : h.rank_of_) host += token_ranks;
     if (!holds) h.per_rank_ = 0;
+    return h;
+  }
+
+  /// Experts that ranks keep as slices, of degrees with no copies, gathered so that each token goes to r
+  /// partial experts: to r ranks, each with the slices of a pool of slices / r ranks; or, for r = 0, to
+  /// none, as every rank gathers all. Which parameters a rank keeps does not depend on r; for the pools
+  /// see `adaptive_pool`.
+  ///
+  /// @throws precondition_error unless data_parallel = 1 and r is 0 or divides slices.
+  static expert_hosts adaptive(int E, expert_parallelism const& degrees, int r, int rank,
+                               call_site site = call_site::here()) {
+    expert_hosts h(E, degrees, rank, site);
+    int const EP = degrees.expert_parallel, S = degrees.slices;
+    expects(degrees.data_parallel == 1 && r >= 0 && (r == 0 || (r <= S && S % r == 0)),
+            "expert_hosts::adaptive: no copies, r is 0 or divides slices", site,
+            {{"data_parallel", degrees.data_parallel}, {"r", r}, {"slices", S}});
+    // Pools are copies: their ranks compute the same for different tokens.
+    int const pool = r == 0 ? S : S / r, place = r == 0 ? rank : rank / EP % pool;
+    h.copies_ = r == 0 ? EP * S : pool;
+    h.slices_ = std::max(1, r);
+    h.slice_ = r == 0 ? 0 : rank / EP / pool;
+    h.per_rank_ = r == 0 ? E : degrees.experts_per_rank;
+    h.first_ = place * E + (r == 0 ? 0 : rank % EP * h.per_rank_);
+    h.rank_of_.clear();
+    for (int copy = 0; copy < h.copies_; ++copy)
+      for (int e = 0; e < E; ++e)
+        for (int l = 0; l < h.slices_; ++l)
+          h.rank_of_.push_back(r == 0 ? copy : (l * pool + copy) * EP + e / h.per_rank_);
+    for (int e = 0; e < E; ++e) h.physical_[static_cast<std::size_t>(e)] = place * E + e;
     return h;
   }
 

@@ -18,6 +18,7 @@
 #include <moe/comm/rank_exchange.hpp>
 #include <moe/comm/row_parts.hpp>
 #include <moe/comm/token_binder.hpp>
+#include <moe/comm/token_plan.hpp>
 #include <moe/comm/topology.hpp>
 #include <moe/core/concepts.hpp>
 #include <moe/core/config.hpp>
@@ -44,6 +45,16 @@ class exchange_error : public error {
 }  // namespace moe
 
 namespace moe::inline MOE_ABI {
+
+namespace detail {
+
+[[noreturn]] inline void throw_exchange_error(char const* what, outcome const& end) {
+  std::string text = std::string(what) + " ended with " + name(end.status);
+  if (end.peer >= 0) text += ", rank " + std::to_string(end.peer);
+  throw exchange_error(text, static_cast<int>(end.status), end.peer, end.native);
+}
+
+}  // namespace detail
 
 /// A strategy in pieces: the tokens of a call are exchanged in as many chunks, so that those of one
 /// travel while experts compute another.
