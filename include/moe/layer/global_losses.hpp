@@ -3,7 +3,6 @@
 #pragma once
 
 #include <chrono>
-#include <string>
 
 #include <moe/comm/collectives.hpp>
 #include <moe/comm/communicator.hpp>
@@ -46,9 +45,7 @@ class global_losses {
   /// @throws exchange_error if it ends otherwise than well.
   void loss_sums(vector_view<double> sums) {
     outcome const end = all_reduce(*comm_, sums, scratch_, within(timeout_));
-    if (!end)
-      throw exchange_error(std::string("global_losses: all_reduce ended with ") + name(end.status),
-                           static_cast<int>(end.status), end.peer, end.native);
+    if (!end) detail::throw_exchange_error("global_losses: all_reduce", end);
   }
 
  private:
