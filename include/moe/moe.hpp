@@ -82,6 +82,7 @@
 #include <moe/gate/weigh.hpp>
 #include <moe/layer/gathered_experts.hpp>
 #include <moe/layer/global_losses.hpp>
+#include <moe/layer/head_parallel.hpp>
 #include <moe/layer/layer_saved.hpp>
 #include <moe/layer/layer_types.hpp>
 #include <moe/layer/lost_contributions.hpp>
