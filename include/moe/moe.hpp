@@ -85,6 +85,7 @@
 #include <moe/layer/lost_contributions.hpp>
 #include <moe/layer/moe_layer.hpp>
 #include <moe/layer/parallel_experts.hpp>
+#include <moe/layer/reduce_gradients.hpp>
 #include <moe/layer/residual_layer.hpp>
 #include <moe/layer/router.hpp>
 #include <moe/layer/visit_preset.hpp>

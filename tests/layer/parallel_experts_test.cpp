@@ -29,13 +29,13 @@
 #include <moe/comm/verify.hpp>
 #include <moe/expert/activation.hpp>
 #include <moe/expert/ffn.hpp>
-#include <moe/expert/slice.hpp>
 #include <moe/gate/presets.hpp>
 #include <moe/layer/gathered_experts.hpp>
 #include <moe/layer/moe_layer.hpp>
 #include <moe/layer/parallel_experts.hpp>
 
 #include "layer/case.hpp"
+#include "layer/held_experts.hpp"
 
 namespace {
 
@@ -44,6 +44,7 @@ using moe::exchange_status;
 using moe::expert_hosts;
 using moe::lost_contributions;
 using moe::topology;
+using moe_test::for_each_held;
 using inner_experts = moe::ffn<moe::swiglu>;
 template <class C>
 using remote = moe::parallel_experts<inner_experts, C>;
@@ -116,33 +117,6 @@ struct whole_layer {
                            moe::update::assign, scratch);
   }
 };
-
-/// Calls f(element of the whole, element of the part) for every parameter that a rank holds: all have a
-/// counterpart.
-template <class F>
-void for_each_held(moe::ffn_weights<double> const& whole, moe::ffn_weights<double> const& part,
-                   expert_hosts const& hosts, F const& f) {
-  auto const slice = moe::slice(whole, hosts.slice(), hosts.slices(), moe::slice_width::uneven);
-  auto const matrices = [&](moe::stacked_view<double> const& a,
-                            moe::stacked_view<double> const& b) {
-    for (std::int64_t j = 0; j < b.count(); ++j)
-      for (std::int64_t r = 0; r < b.rows(); ++r)
-        for (std::int64_t c = 0; c < b.cols(); ++c)
-          f(a[hosts.first() % hosts.experts() + j](r, c), b[j](r, c));
-  };
-  auto const biases = [&](moe::matrix_view<double> const& a, moe::matrix_view<double> const& b) {
-    REQUIRE(a.absent() == b.absent());
-    for (std::int64_t j = 0; j < b.rows(); ++j)
-      for (std::int64_t c = 0; c < b.cols(); ++c)
-        f(a(hosts.first() % hosts.experts() + j, c), b(j, c));
-  };
-  matrices(slice.up, part.up);
-  matrices(slice.gate, part.gate);
-  matrices(slice.down, part.down);
-  biases(slice.up_bias, part.up_bias);
-  biases(slice.gate_bias, part.gate_bias);
-  biases(slice.down_bias, part.down_bias);
-}
 
 struct parallel_case {
   std::vector<std::int64_t> T;  ///< [R]
