@@ -73,6 +73,7 @@
 #include <moe/gate/jitter.hpp>
 #include <moe/gate/jitter_kernel.hpp>
 #include <moe/gate/learned_noise.hpp>
+#include <moe/gate/model_presets.hpp>
 #include <moe/gate/noise.hpp>
 #include <moe/gate/preset.hpp>
 #include <moe/gate/presets.hpp>

@@ -59,6 +59,7 @@ TEST_CASE("gate/weigh: every policy keeps the laws of weigh policies") {
   moe_test::weigh_policy_laws(moe::without<moe::renormalised>{3, 2});
   moe_test::weigh_policy_laws(moe::without<moe::scaled<moe::renormalised>>{0, 1, {2.5f, {}}});
   moe_test::weigh_policy_laws(moe::constant_weight{0.5f});
+  moe_test::weigh_policy_laws(moe::sigmoid_of_selected{}, {.sd = 3});
 }
 
 TEST_CASE("gate/renormalised: a worked example") {
@@ -119,6 +120,16 @@ TEST_CASE("gate/without: a zero expert's weight is 0 before the others are renor
   CHECK(weights(p, scores, {2, -1}) == std::vector<double>{0, 0});
   check_backward(p, scores, {0, 2});
   check_backward(p, scores, {2, 0, 1});
+}
+
+TEST_CASE("gate/sigmoid_of_selected: a worked example") {
+  std::vector<double> const logits{0, std::log(3.0), -1000, 1000};
+  auto const w = weights(moe::sigmoid_of_selected{}, logits, {3, 1, -1, 2});
+  CHECK(w[0] == 1);
+  CHECK(w[1] == doctest::Approx(0.75));
+  CHECK(w[2] == 0);
+  CHECK(w[3] == 0);
+  check_backward(moe::sigmoid_of_selected{}, {0, 1, -2}, {1, 0});
 }
 
 TEST_CASE("gate/constant_weight: 1 for every expert, whatever its score") {

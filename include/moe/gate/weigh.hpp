@@ -130,6 +130,39 @@ struct softmax_of_selected {
   }
 };
 
+/// w[j] = 1 / (1 + exp(-s[j])), for scores that are logits.
+///
+/// With `sigmoid` as the score experts would be selected by it, and of two logits above 17 the lower
+/// one could win: both sigmoids are 1 in float.
+/// Source: Llama 4.
+struct sigmoid_of_selected {
+  template <score_row R, int MaxK>
+  MOE_HOST_DEVICE constexpr void operator()(R const& scores,
+                                            choices<MaxK, typename R::value_type>& chosen) const {
+    using V = typename R::value_type;
+    read_scores(scores, chosen);
+    chosen.each([&](int j) {
+      V const s = V(1) / (V(1) + moe::exp(-chosen.weight[j]));
+      chosen.weight[j] = chosen.expert[j] < 0 ? V(0) : s;
+    });
+  }
+
+  /// ds[j] = w[j] (1 - w[j]) g[j].
+  template <score_row R, int MaxK>
+  MOE_HOST_DEVICE constexpr void backward(R const& scores,
+                                          choices<MaxK, typename R::value_type> const& chosen,
+                                          choices<MaxK, typename R::value_type> const& dchosen,
+                                          R& dscores) const {
+    using V = typename R::value_type;
+    auto weighed = chosen;
+    (*this)(scores, weighed);
+    chosen.each([&](int j) {
+      V const w = weighed.weight[j];
+      if (chosen.expert[j] >= 0) dscores.add(chosen.expert[j], w * (V(1) - w) * dchosen.weight[j]);
+    });
+  }
+};
+
 /// w[j] = factor * the weight that Weigh gives (DeepSeek's routed_scaling_factor).
 template <class Weigh>
 struct scaled {
@@ -217,6 +250,7 @@ struct constant_weight {
 static_assert(weigh_policy<as_scored, array_row<float>, 1>);
 static_assert(weigh_policy<renormalised, array_row<float>, 2>);
 static_assert(weigh_policy<softmax_of_selected, array_row<double>, max_choices>);
+static_assert(weigh_policy<sigmoid_of_selected, array_row<float>, 1>);
 static_assert(weigh_policy<scaled<renormalised>, array_row<double>, 8>);
 static_assert(weigh_policy<without<renormalised>, array_row<float>, 2>);
 static_assert(weigh_policy<constant_weight, array_row<float>, 1>);
