@@ -88,6 +88,7 @@
 #include <moe/gate/select.hpp>
 #include <moe/gate/top_p.hpp>
 #include <moe/gate/weigh.hpp>
+#include <moe/layer/cosine_router.hpp>
 #include <moe/layer/gathered_experts.hpp>
 #include <moe/layer/global_losses.hpp>
 #include <moe/layer/head_parallel.hpp>
