@@ -103,11 +103,14 @@
 #include <moe/layer/router.hpp>
 #include <moe/layer/sequence_parts.hpp>
 #include <moe/layer/visit_preset.hpp>
+#include <moe/loss/device_balance.hpp>
 #include <moe/loss/gate_losses_kernel.hpp>
 #include <moe/loss/importance.hpp>
 #include <moe/loss/importance_kernel.hpp>
 #include <moe/loss/load_balance.hpp>
 #include <moe/loss/load_balance_kernel.hpp>
+#include <moe/loss/pool_balance.hpp>
+#include <moe/loss/sequence_balance.hpp>
 #include <moe/loss/z_loss.hpp>
 #include <moe/loss/z_loss_kernel.hpp>
 #include <moe/routing/build_table.hpp>
