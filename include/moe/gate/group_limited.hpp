@@ -51,12 +51,15 @@ class group_limited {
     requires select_policy<Select, R>
   MOE_HOST_DEVICE constexpr void operator()(R& keys, choices<max_k, typename R::value_type>& chosen,
                                             token const& t) const {
-    if (kept_ < groups_) {
-      int const n = (keys.size() + groups_ - 1) / groups_;
-      std::uint64_t const kept = best_groups(keys, n);
-      using V = typename R::value_type;
-      keys.transform([=](int e, V s) { return (kept >> (e / n) & 1u) != 0 ? s : no_score<V>; });
-    }
+    using V = typename R::value_type;
+    int const n = (keys.size() + groups_ - 1) / groups_;
+    std::uint64_t const kept = kept_ < groups_ ? best_groups(keys, n) : ~std::uint64_t{0};
+    // Group by group: a quotient e / n for each expert is no vector code.
+    for (int g = 0; g < groups_ && kept_ < groups_; ++g)
+      if ((kept >> g & 1u) == 0)
+        keys.transform([first = g * n, last = g * n + n](int e, V s) {
+          return where(e >= first && e < last, no_score<V>, s);
+        });
     select_(keys, chosen, t);
   }
 
@@ -72,11 +75,9 @@ class group_limited {
     R left = keys.copy();
     for (int g = 0; g < groups; ++g) {
       int const first = g * n, last = first + n < E ? first + n : E;
-      V sum = best_ == 1 ? keys.max(first, last) : left.pop_max(first, last).key;
-      for (int i = 1; i < best_; ++i) {
-        V const next = left.pop_max(first, last).key;
-        sum += where(is_candidate(next), next, V(0));
-      }
+      V sum = 0;
+      for (int i = 1; i < best_; ++i) sum += taken(left.pop_max(first, last).key, i > 1);
+      sum += taken(left.max(first, last), best_ > 1);
       of_groups.add(g, sum);
     }
     std::uint64_t kept = 0;
@@ -85,6 +86,12 @@ class group_limited {
       kept |= g < 0 ? 0 : std::uint64_t{1} << g;
     }
     return kept;
+  }
+
+  /// A key of a group; 0 for what it does not have besides others.
+  template <class V>
+  MOE_HOST_DEVICE static constexpr V taken(V key, bool besides) {
+    return where(besides && !is_candidate(key), V(0), key);
   }
 
   [[no_unique_address]] Select select_{};
