@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <doctest/doctest.h>
+#include <numeric>
 #include <random>
 #include <string>
 #include <support/gradient.hpp>
@@ -60,8 +61,8 @@ random_case draw(std::uint32_t seed, bool gaps = true) {
   if (number(0, 3) > 0)  // of either sign, and larger than any score
     for (int e = 0; e < c.E; ++e) c.bias.push_back(0.7f * normal(random));
   for (int w = 0; w < 5; ++w) {
-    std::vector<std::int32_t> order;
-    for (int e = 0; e < c.E; ++e) order.push_back(e);
+    std::vector<std::int32_t> order(static_cast<std::size_t>(c.E));
+    std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), random);
     c.table.insert(c.table.end(), order.begin(), order.begin() + c.K);
   }
@@ -160,9 +161,8 @@ void check_preset(char const* name, Make const& make, bool with_loss = true) {
 template <class Preset>
 std::vector<double> routed(Preset const& preset, std::vector<double> const& logits) {
   preset_run const run(preset, logits, static_cast<int>(logits.size()), moe::batch{});
-  std::vector<double> both;
-  for (int j = 0; j < run.K; ++j) both.push_back(run.expert(0, j));
-  for (double const w : run.weights) both.push_back(w);
+  std::vector<double> both(run.routing.expert, run.routing.expert + run.K);
+  both.insert(both.end(), run.weights.begin(), run.weights.end());
   return both;
 }
 

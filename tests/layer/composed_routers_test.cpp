@@ -172,10 +172,10 @@ struct gaussians {
   void backward(std::vector<double> const& x, std::vector<double> const& mean,
                 std::vector<double> const& L, std::vector<double> const& dlogits,
                 std::vector<double>& dx, std::vector<double>& dmean,
-                std::vector<double>& dL) const {
+                std::vector<double>& dl) const {
     dx.assign(x.size(), 0);
     dmean.assign(mean.size(), 0);
-    dL.assign(L.size(), 0);
+    dl.assign(L.size(), 0);
     for (std::int64_t t = 0; t < T; ++t)
       for (int e = 0; e < E; ++e) {
         double const *const a = x.data() + t * M, *const b = mean.data() + e * M;
@@ -184,7 +184,7 @@ struct gaussians {
         for (std::int64_t i = 0; i < M; ++i) {
           double const dy = -dlogits[at(t * E + e)] * y[at(i)];
           for (std::int64_t m = 0; m < M; ++m) {
-            dL[at((e * M + i) * M + m)] += dy * (a[m] - b[m]);
+            dl[at((e * M + i) * M + m)] += dy * (a[m] - b[m]);
             dx[at(t * M + m)] += dy * own[i * M + m];
             dmean[at(e * M + m)] -= dy * own[i * M + m];
           }
@@ -220,14 +220,14 @@ TEST_CASE("composed/Gaussian gate: gradients of tokens, means and precisions") {
   routed<moe::gate<moe::identity, moe::top_k<2>, moe::softmax_of_selected>> gate{4, 3};
   auto const l = kernels.logits(x, mean, L);
   gate.forward(l);
-  std::vector<double> dx, dmean, dL;
-  kernels.backward(x, mean, L, gate.backward(l), dx, dmean, dL);
+  std::vector<double> dx, dmean, dl;
+  kernels.backward(x, mean, L, gate.backward(l), dx, dmean, dl);
   auto const loss = [&](auto const& a, auto const& b, auto const& c) {
     return gate.forward(kernels.logits(a, b, c));
   };
   moe_test::check_gradient([&](auto const& v) { return loss(v, mean, L); }, x, dx);
   moe_test::check_gradient([&](auto const& v) { return loss(x, v, L); }, mean, dmean);
-  moe_test::check_gradient([&](auto const& v) { return loss(x, mean, v); }, L, dL);
+  moe_test::check_gradient([&](auto const& v) { return loss(x, mean, v); }, L, dl);
 }
 
 // --- experts in a latent space ----------------------------------------------------------------------
@@ -371,8 +371,8 @@ TEST_CASE("composed/two keys: rows by expert and by adapter within it, one table
   constexpr std::int64_t T = 40, M = 4, rank = 2;
   constexpr int E = 3, A = 3, K = 2;
   auto const logits = normals(T * E, 1), x = normals(T * M, 2);
-  std::vector<int> adapter;
-  for (int t = 0; t < T; ++t) adapter.push_back(t * 7 % 11 % A);
+  std::vector<int> adapter(T);
+  for (int t = 0; t < T; ++t) adapter[at(t)] = t * 7 % 11 % A;
   using router = moe::gate<moe::softmax, moe::top_k<K>, moe::renormalised>;
   moe::cpu const exec;
   moe::buffer const scratch(1 << 20);

@@ -6,9 +6,10 @@
 #include <cstdint>
 #include <doctest/doctest.h>
 #include <limits>
+#include <numeric>
 #include <random>
-#include <set>
 #include <support/gradient.hpp>
+#include <support/random.hpp>
 #include <support/refusal.hpp>
 #include <vector>
 
@@ -48,8 +49,8 @@ struct problem {
       scores.push_back(chance(0.1) ? moe::no_score<double> : unit(random));
     for (int t = 0; t < T; ++t) live.push_back(chance(0.2) ? 0 : 1);
     for (int t = 0; t < T; ++t) {
-      std::vector<int> order;
-      for (int e = 0; e < E; ++e) order.push_back(e);
+      std::vector<int> order(std::size_t(E), 0);
+      std::iota(order.begin(), order.end(), 0);
       std::shuffle(order.begin(), order.end(), random);
       for (int j = 0; j < K; ++j)
         routing.expert[t * K + j] = j > 0 && chance(0.1) ? -1 : order[std::size_t(j)];
@@ -246,10 +247,7 @@ TEST_CASE(
 TEST_CASE("loss/sequence_balance: its gradient reaches the logits of a gate") {
   using router = moe::gate<moe::sigmoid, moe::top_k<2>, moe::renormalised>;
   constexpr int T = 7, E = 5;
-  std::mt19937 random(4);
-  std::normal_distribution<double> normal;
-  std::vector<double> logits;
-  for (int i = 0; i < T * E; ++i) logits.push_back(normal(random));
+  auto const logits = moe_test::normals(T * E, 4);
   std::vector<std::int64_t> const begin{0, 3, 3, 7};
   moe::cpu const exec;
   moe::basic_routing_buffer<double> routing(T, 2, E);
