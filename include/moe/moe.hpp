@@ -102,6 +102,7 @@
 #include <moe/layer/residual_layer.hpp>
 #include <moe/layer/router.hpp>
 #include <moe/layer/sequence_parts.hpp>
+#include <moe/layer/visit_model_preset.hpp>
 #include <moe/layer/visit_preset.hpp>
 #include <moe/loss/device_balance.hpp>
 #include <moe/loss/gate_losses_kernel.hpp>
