@@ -16,6 +16,9 @@ namespace moe::inline MOE_ABI {
 /// Where the bytes of messages lie: in memory of the host.
 struct host_memory {};
 
+/// Where the bytes of messages lie: in memory of a device. Exchanges are work on a stream of it.
+struct device_memory {};
+
 /// Until when a call may wait.
 struct deadline {
   std::chrono::steady_clock::time_point at;
@@ -38,7 +41,8 @@ enum class exchange_status : std::uint8_t {
   wrong_length,  ///< A message is not as long as its receive.
   no_such_peer,  ///< A message to or from a rank that the communicator lacks.
   in_use,        ///< The ticket's last exchange has not ended.
-  stale          ///< The peer's counts are of another membership epoch.
+  stale,         ///< The peer's counts are of another membership epoch.
+  backend        ///< The library behind the communicator refused or failed: `native` says how.
 };
 
 /// How a call of a communicator ended. Nothing throws for what another rank did.
@@ -53,9 +57,9 @@ struct [[nodiscard]] outcome {
 
 /// The word for a status, as in the enumeration.
 constexpr char const* name(exchange_status status) noexcept {
-  constexpr char const* names[] = {"ok",           "pending", "timeout",
-                                   "peer_failed",  "aborted", "wrong_length",
-                                   "no_such_peer", "in_use",  "stale"};
+  constexpr char const* names[] = {"ok",      "pending",      "timeout",      "peer_failed",
+                                   "aborted", "wrong_length", "no_such_peer", "in_use",
+                                   "stale",   "backend"};
   return names[static_cast<int>(status)];
 }
 
