@@ -106,15 +106,21 @@ outcome wait(C& comm, typename C::ticket& ticket, deadline until) {
   return wait([&] { return comm.poll(ticket); }, [&] { comm.abort(); }, until);
 }
 
-/// Exchanges and waits. Aborts if it fails, so that peers do not wait for this rank.
+/// Waits for the end of an exchange that was started, if it was. Aborts if either fails, so that peers
+/// do not wait for this rank.
+template <communicator C>
+outcome end_now(C& comm, outcome const& started, typename C::ticket& ticket, deadline until) {
+  outcome const result = started ? wait(comm, ticket, until) : started;
+  if (!result) comm.abort();
+  return result;
+}
+
+/// Exchanges and waits. Aborts if it fails.
 template <communicator C>
 outcome exchange_now(C& comm, vector_view<outgoing const> sends,
                      vector_view<incoming const> receives, deadline until) {
   typename C::ticket ticket;
-  outcome result = comm.exchange(sends, receives, ticket);
-  if (result) result = wait(comm, ticket, until);
-  if (!result) comm.abort();
-  return result;
+  return end_now(comm, comm.exchange(sends, receives, ticket), ticket, until);
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -71,16 +71,20 @@ class nccl_communicator {
     nccl_communicator(std::move(other)).swap(*this);
     return *this;
   }
-  /// What is owned is finalized and destroyed, which all of its ranks have to do, or aborted if that
-  /// takes longer than `patience`.
+  /// What is owned is finalized and destroyed, which all of its ranks have to do; it is aborted if that
+  /// takes longer than `patience`, or if it was revoked or shrunk.
   ~nccl_communicator() {
-    if (comm_ == nullptr || !is_owned_) return;
-    if (!is_over_) {
+    if (!is_owned_) return;
+    if (!is_over()) {
       outcome ended = detail::nccl_outcome(ncclCommFinalize(comm_));
       if (ended.status == exchange_status::pending) ended = settle();
-      if (!ended) kill();
+      if (!ended)
+        kill();
+      else
+        static_cast<void>(ncclCommDestroy(comm_));
+    } else {
+      kill();
     }
-    if (comm_ != nullptr) static_cast<void>(ncclCommDestroy(comm_));
   }
 
   int rank() const noexcept { return rank_; }
@@ -148,6 +152,8 @@ class nccl_communicator {
 
   /// The child has the same stream and options.
   outcome split(int color, int key, deadline until, nccl_communicator& child) {
+    child = {};
+    if (outcome const ready = wait_until_enqueued(until); !ready) return ready;
     return make_child(until, child, [&](ncclComm_t* made) {
       return ncclCommSplit(comm_, color < 0 ? NCCL_SPLIT_NOCOLOR : color, key, made, nullptr);
     });
@@ -155,7 +161,8 @@ class nccl_communicator {
 
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 27, 3)
   /// A communicator of the ranks that are not excluded, in the same order, called by them alone. Ends
-  /// what is under way; this communicator is over, as after abort. It may have been revoked before.
+  /// what is under way; this communicator is over, as after abort, but for its owner to abort. It may
+  /// have been revoked before.
   /// @param excluded  Ranks that are dead, the same on all ranks: see `membership`.
   /// @throws precondition_error unless they are others, and ranks.
   outcome shrink(vector_view<int const> excluded, deadline until, nccl_communicator& child,
@@ -164,21 +171,19 @@ class nccl_communicator {
     for (int const r : ranks)
       expects(r >= 0 && r < size_ && r != rank_, "nccl_communicator::shrink: excludes other ranks",
               site, {{"excluded", r}, {"rank", rank_}, {"size", size_}});
+    child = {};
     if (comm_ == nullptr) return {exchange_status::aborted};
-    int const flags = is_over_ ? NCCL_SHRINK_DEFAULT : NCCL_SHRINK_ABORT;
-    is_over_ = false;
-    outcome const made = make_child(until, child, [&](ncclComm_t* made_here) {
-      return ncclCommShrink(comm_, ranks.data(), static_cast<int>(ranks.size()), made_here, nullptr,
+    int const flags = std::exchange(is_over_, true) ? NCCL_SHRINK_DEFAULT : NCCL_SHRINK_ABORT;
+    return make_child(until, child, [&](ncclComm_t* made) {
+      return ncclCommShrink(comm_, ranks.data(), static_cast<int>(ranks.size()), made, nullptr,
                             flags);
     });
-    is_over_ = true;
-    return made;
   }
 #endif
 
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 7)
-  /// Ends what is under way and every later exchange, but leaves the communicator for shrink, and for
-  /// ncclCommDestroy. If that fails, aborts. Local; on ranks that wait for this one, too.
+  /// Ends what is under way and every later exchange, but leaves the communicator for shrink, and its
+  /// owner to abort it. Local: every rank has to. If it fails, aborts.
   outcome revoke(deadline until) {
     if (is_over()) return {exchange_status::aborted};
     outcome ended = detail::nccl_outcome(ncclCommRevoke(comm_, NCCL_REVOKE_DEFAULT));
@@ -249,11 +254,8 @@ class nccl_communicator {
 
   template <class Make>
   outcome make_child(deadline until, nccl_communicator& child, Make const& make) {
-    child = {};
-    if (is_over()) return {exchange_status::aborted};
     ncclComm_t made = nullptr;
-    outcome result = wait_for_nccl(comm_, until);
-    if (result) result = detail::nccl_outcome(make(&made));
+    outcome result = detail::nccl_outcome(make(&made));
     // First this one is done, only then is there a handle of the child, which may need time itself.
     if (result.status == exchange_status::pending) result = wait_for_nccl(comm_, until);
     if (!result) {
@@ -264,11 +266,13 @@ class nccl_communicator {
     nccl_communicator ready(made, stream_, options_, true);
     result = wait_for_nccl(made, until);
     if (result) result = ready.learn_ranks();
-    if (!result)
-      ready.kill();
-    else
+    if (result) {
       child = std::move(ready);
-    return aborted_unless(result);
+    } else {
+      ready.kill();
+      kill();
+    }
+    return result;
   }
 
   outcome aborted_unless(outcome const& result) {
