@@ -5,7 +5,6 @@
 //
 // The ranks are threads of this process. Rank s sends d + s % 3 rows to rank d; element c of them is
 // 100 s + d + c / 10. Each rank checks what it got, both ways. Prints:
-//
 //   messages between nodes: flat 18, two hops 6
 #include <algorithm>
 #include <chrono>
@@ -56,10 +55,11 @@ bool exchange_rows(moe::thread_communicator& comm) {
   // [strategy]
   // A strategy makes a plan, once. The plan runs with any counts, over any communicator.
   moe::exchange_plan const plan = moe::make_plan(moe::two_hop{}, cluster, rank);
-  moe::rank_exchange exchange(comm, plan);
-  if (!exchange.bind({sent, R}, moe::within(5s))) return false;  // tells ranks what they will get
-  std::vector<float> again(static_cast<std::size_t>(exchange.output_rows() * M));
-  if (!exchange.run<float>(in, {again, exchange.output_rows(), M}, moe::within(5s))) return false;
+  moe::bound_plan sizes(plan);
+  moe::rank_exchange exchange(comm);
+  if (!exchange.bind(sizes, {sent, R}, moe::within(5s))) return false;  // what each will get
+  std::vector<float> again(out.size());
+  if (!exchange.run<float>(sizes, in, {again, N, M}, moe::within(5s))) return false;
   // [/strategy]
   return again == expected;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <moe/comm/all_to_all.hpp>
+#include <moe/comm/bound_plan.hpp>
 #include <moe/comm/communicator.hpp>
 #include <moe/comm/coordinated.hpp>
 #include <moe/comm/deduplicated.hpp>
@@ -12,10 +13,13 @@
 #include <moe/comm/leader.hpp>
 #include <moe/comm/make_plan.hpp>
 #include <moe/comm/plan_algebra.hpp>
+#include <moe/comm/plan_error.hpp>
 #include <moe/comm/rank_exchange.hpp>
+#include <moe/comm/row_parts.hpp>
 #include <moe/comm/self.hpp>
 #include <moe/comm/sharded.hpp>
 #include <moe/comm/threads.hpp>
+#include <moe/comm/token_binder.hpp>
 #include <moe/comm/token_plan.hpp>
 #include <moe/comm/topology.hpp>
 #include <moe/comm/traffic.hpp>

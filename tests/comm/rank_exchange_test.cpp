@@ -11,6 +11,7 @@
 #include <support/refusal.hpp>
 #include <vector>
 
+#include <moe/comm/bound_plan.hpp>
 #include <moe/comm/coordinated.hpp>
 #include <moe/comm/flat.hpp>
 #include <moe/comm/grid.hpp>
@@ -91,8 +92,9 @@ bool exchange_both_ways(C& comm, exchange_plan const& plan, counts const& n) {
     append_rows(expected, i, r, n[at(i)][at(r)]);
   }
   exchange_plan const back_plan = transpose(plan);
-  moe::rank_exchange there(comm, plan), back(comm, back_plan);
-  if (!there.bind(n[at(r)], late())) return false;
+  moe::bound_plan there(plan), back(back_plan);
+  moe::rank_exchange exchange(comm);
+  if (!exchange.bind(there, n[at(r)], late())) return false;
   for (int s = 0; s < R; ++s)
     if (there.output_counts()[s] != n[at(s)][at(r)]) return false;
   back.bind_back(there);
@@ -100,10 +102,12 @@ bool exchange_both_ways(C& comm, exchange_plan const& plan, counts const& n) {
   std::vector<float> out(at(static_cast<int>(received) * M)), home(rows.size());
   for (int repeat = 0; repeat < 2; ++repeat) {
     std::fill(out.begin(), out.end(), -1.f);
-    if (!there.template run<float>({rows, there.input_rows(), M}, {out, received, M}, late()))
+    if (!exchange.template run<float>(there, {rows, there.input_rows(), M}, {out, received, M},
+                                      late()))
       return false;
     if (out != expected) return false;
-    if (!back.template run<float>({out, received, M}, {home, back.output_rows(), M}, late()))
+    if (!exchange.template run<float>(back, {out, received, M}, {home, back.output_rows(), M},
+                                      late()))
       return false;
     if (home != rows) return false;
   }
@@ -176,15 +180,16 @@ TEST_CASE("comm/rank_exchange: the survivors exchange without the dead") {
     auto const right = on_ranks(6, [&](moe::thread_communicator& comm) {
       int const i = ranks.index_of(comm.rank());
       if (i < 0) return true;
-      moe::rank_exchange exchange(comm, plans[at(i)]);
+      moe::bound_plan sizes(plans[at(i)]);
+      moe::rank_exchange exchange(comm);
       std::vector<std::int64_t> const ones(4, 1);
-      if (!exchange.bind(ones, late()) || exchange.output_rows() != 4) return false;
+      if (!exchange.bind(sizes, ones, late()) || sizes.output_rows() != 4) return false;
       std::vector<float> rows, expected, out(4 * M);
       for (int j = 0; j < 4; ++j) {
         append_rows(rows, i, j, 1);
         append_rows(expected, j, i, 1);
       }
-      return exchange.run<float>({rows, 4, M}, {out, 4, M}, late()) && out == expected;
+      return exchange.run<float>(sizes, {rows, 4, M}, {out, 4, M}, late()) && out == expected;
     });
     CHECK(right == std::vector<char>(6, true));
   }
@@ -202,15 +207,17 @@ TEST_CASE(
       int const r = comm.rank();
       auto const plan = moe::make_sharded_plan(ranks, r);
       auto const back_plan = transpose(plan);
-      moe::rank_exchange there(comm, plan), back(comm, back_plan);
+      moe::bound_plan there(plan), back(back_plan);
+      moe::rank_exchange exchange(comm);
       std::array<std::int64_t, 1> const mine{r};  // rank r has r rows
-      if (!there.bind(mine, late()) || there.output_rows() != 0 + 1 + 2 + 3 + 4) return false;
+      if (!exchange.bind(there, mine, late()) || there.output_rows() != 0 + 1 + 2 + 3 + 4)
+        return false;
       back.bind_back(there);
       if (back.input_rows() != 10 || back.output_rows() != r) return false;
       std::vector<T> rows, all(10 * M), sum(at(r * M));
       for (int i = 0; i < r * M; ++i)
         rows.push_back(static_cast<T>(1.f + 0.1f * static_cast<float>(r * 20 + i)));
-      if (!there.template run<T>({rows, r, M}, {all, 10, M}, late())) return false;
+      if (!exchange.template run<T>(there, {rows, r, M}, {all, 10, M}, late())) return false;
       bool right_rows = true;
       int row = 0;
       for (int s = 0; s < R; ++s)
@@ -221,7 +228,7 @@ TEST_CASE(
                   static_cast<float>(static_cast<T>(1.f + 0.1f * static_cast<float>(s * 20 + i)));
       // Each rank gives back (rank + 1) times what it got.
       for (T& x : all) x = static_cast<T>(static_cast<float>(r + 1) * static_cast<float>(x));
-      if (!back.template run<T>({all, 10, M}, {sum, r, M}, late())) return false;
+      if (!exchange.template run<T>(back, {all, 10, M}, {sum, r, M}, late())) return false;
       for (int i = 0; i < r * M; ++i) {
         float const x = static_cast<float>(rows[at(i)]);
         float const error = static_cast<float>(sum[at(i)]) - 15 * x;
@@ -248,7 +255,8 @@ TEST_CASE("comm/rank_exchange: coordinated groups hold the same rows before and 
     auto const right = on_ranks(R, [&](moe::thread_communicator& comm) {
       int const g = comm.rank() / L, l = comm.rank() % L;
       auto const plans = moe::make_coordinated_plans(ranks, L, form, comm.rank());
-      moe::rank_exchange dispatch(comm, plans.dispatch), combine(comm, plans.combine);
+      moe::bound_plan dispatch(plans.dispatch), combine(plans.combine);
+      moe::rank_exchange exchange(comm);
       auto const n = [](int from, int to, int part) { return (from + 2 * to + part) % 4; };
       std::vector<std::int64_t> sent, returned;
       std::vector<float> rows, expected, home, home_expected;
@@ -256,7 +264,7 @@ TEST_CASE("comm/rank_exchange: coordinated groups hold the same rows before and 
         sent.push_back(n(g, s, l));
         append_rows(rows, g, s * L + l, sent.back());
       }
-      if (!dispatch.bind(sent, late())) return false;
+      if (!exchange.bind(dispatch, sent, late())) return false;
       int const gathered = form == moe::shared_by::expert ? 1 : L;
       for (int t = 0; t < gathered; ++t)
         for (int s = 0; s < S; ++s) {
@@ -265,7 +273,7 @@ TEST_CASE("comm/rank_exchange: coordinated groups hold the same rows before and 
         }
       std::int64_t const N = dispatch.output_rows();
       std::vector<float> out(at(static_cast<int>(N) * M));
-      if (!dispatch.run<float>({rows, dispatch.input_rows(), M}, {out, N, M}, late()) ||
+      if (!exchange.run<float>(dispatch, {rows, dispatch.input_rows(), M}, {out, N, M}, late()) ||
           out != expected)
         return false;
       // Back goes what belongs to this rank's part.
@@ -275,10 +283,10 @@ TEST_CASE("comm/rank_exchange: coordinated groups hold the same rows before and 
       }
       for (int t = 0; t < L; ++t)
         for (int s = 0; s < S; ++s) append_rows(home_expected, g, s * L + t, n(g, s, t));
-      if (!combine.bind(returned, late())) return false;
+      if (!exchange.bind(combine, returned, late())) return false;
       std::vector<float> all(at(static_cast<int>(combine.output_rows()) * M));
-      return combine.run<float>({home, combine.input_rows(), M}, {all, combine.output_rows(), M},
-                                late()) &&
+      return exchange.run<float>(combine, {home, combine.input_rows(), M},
+                                 {all, combine.output_rows(), M}, late()) &&
              all == home_expected;
     });
     CHECK(right == std::vector<char>(R, true));
@@ -292,7 +300,8 @@ TEST_CASE("comm/rank_exchange: every expert of a rank has counts of its own") {
   auto const right = on_ranks(R, [&](moe::thread_communicator& comm) {
     int const r = comm.rank();
     exchange_plan const plan = split_slots(plans[at(r)], experts);
-    moe::rank_exchange exchange(comm, plan);
+    moe::bound_plan sizes(plan);
+    moe::rank_exchange exchange(comm);
     std::vector<std::int64_t> sent, received;
     std::vector<float> rows, expected;
     for (int i = 0; i < R; ++i)
@@ -302,11 +311,11 @@ TEST_CASE("comm/rank_exchange: every expert of a rank has counts of its own") {
         for (int j = 0; j < n(r, i, e); ++j) rows.push_back(float(100 * r + 10 * i + e));
         for (int j = 0; j < n(i, r, e); ++j) expected.push_back(float(100 * i + 10 * r + e));
       }
-    if (!exchange.bind(sent, late())) return false;
-    auto const counts = exchange.output_counts();
+    if (!exchange.bind(sizes, sent, late())) return false;
+    auto const counts = sizes.output_counts();
     std::vector<float> out(expected.size());
     return std::vector<std::int64_t>(counts.begin(), counts.end()) == received &&
-           exchange.run<float>({rows, exchange.input_rows(), 1}, {out, exchange.output_rows(), 1},
+           exchange.run<float>(sizes, {rows, sizes.input_rows(), 1}, {out, sizes.output_rows(), 1},
                                late()) &&
            out == expected;
   });
@@ -318,17 +327,17 @@ TEST_CASE("comm/rank_exchange: fixed sizes need no counts, and other executors m
   auto const plans = plans_of(1, topology::even(2, 2));
   auto const right = on_ranks(R, [&](moe::thread_communicator& comm) {
     int const r = comm.rank();
-    moe::rank_exchange a(comm, plans[at(r)]), b(comm, plans[at(r)]);
-    a.bind_equal(C);
-    b.bind_equal(C);
+    moe::bound_plan sizes(plans[at(r)]);
+    sizes.bind_equal(C);
+    moe::rank_exchange a(comm), b(comm);
     std::vector<float> rows, expected, out_a(R * C * M), out_b(R * C * M);
     for (int i = 0; i < R; ++i) {
       append_rows(rows, r, i, C);
       append_rows(expected, i, r, C);
     }
     // Two under way, begun in the same order everywhere and ended in the other one.
-    if (!a.begin<float>({rows, R * C, M}, {out_a, R * C, M})) return false;
-    if (!b.begin<float>({rows, R * C, M}, {out_b, R * C, M})) return false;
+    if (!a.begin<float>(sizes, {rows, R * C, M}, {out_a, R * C, M})) return false;
+    if (!b.begin<float>(sizes, {rows, R * C, M}, {out_b, R * C, M})) return false;
     for (int i = 0; i < 100000; ++i) {
       outcome const done_b = b.poll(), done_a = a.poll();
       if (done_a && done_b) break;
@@ -360,18 +369,19 @@ TEST_CASE(
             int const r = inner.rank();
             disturbed comm(inner, static_cast<unsigned>(r) + 1, r == victim ? lives : 1 << 30,
                            sends);
-            moe::rank_exchange exchange(comm, plans[at(r)]);
+            moe::bound_plan sizes(plans[at(r)]);
+            moe::rank_exchange exchange(comm);
             std::vector<std::int64_t> const ones(R, 1);
             std::vector<float> rows, expected, out(R * M);
             for (int i = 0; i < R; ++i) {
               append_rows(rows, r, i, 1);
               append_rows(expected, i, r, 1);
             }
-            outcome end = exchange.bind(ones, late());
-            if (end) end = exchange.run<float>({rows, R, M}, {out, R, M}, late());
+            outcome end = exchange.bind(sizes, ones, late());
+            if (end) end = exchange.run<float>(sizes, {rows, R, M}, {out, R, M}, late());
             ends[at(r)] = end;
             right_rows[at(r)] = !end || out == expected;
-            if (!end) later[at(r)] = exchange.bind(ones, late());
+            if (!end) later[at(r)] = exchange.bind(sizes, ones, late());
           }),
                           moe_test::rank_died);
           CHECK(std::chrono::steady_clock::now() - start < 20s);
@@ -405,8 +415,9 @@ TEST_CASE("comm/rank_exchange: a peer that does nothing: a timeout that names it
     int const r = comm.rank();
     while (r == 2 && ended < 2) std::this_thread::sleep_for(1ms);
     if (r == 2) return;
-    moe::rank_exchange exchange(comm, plans[at(r)]);
-    ends[at(r)] = exchange.bind(std::vector<std::int64_t>(R, 1), moe::within(200ms));
+    moe::bound_plan sizes(plans[at(r)]);
+    moe::rank_exchange exchange(comm);
+    ends[at(r)] = exchange.bind(sizes, std::vector<std::int64_t>(R, 1), moe::within(200ms));
     ++ended;
   });
   CHECK(std::chrono::steady_clock::now() - start < 20s);
@@ -427,8 +438,9 @@ TEST_CASE("comm/rank_exchange: plans of another epoch are refused") {
   std::vector<outcome> ends(R);
   moe::thread_world world(R);
   world.run([&](moe::thread_communicator& comm) {
-    moe::rank_exchange exchange(comm, plans[at(comm.rank())]);
-    ends[at(comm.rank())] = exchange.bind(std::vector<std::int64_t>(R, 1), late());
+    moe::bound_plan sizes(plans[at(comm.rank())]);
+    moe::rank_exchange exchange(comm);
+    ends[at(comm.rank())] = exchange.bind(sizes, std::vector<std::int64_t>(R, 1), late());
   });
   CHECK(ends[0] == outcome{exchange_status::stale, 1});
   CHECK(ends[1].status == exchange_status::stale);
@@ -442,10 +454,11 @@ TEST_CASE("comm/rank_exchange: ranks that disagree about fixed sizes") {
   moe::thread_world world(R);
   world.run([&](moe::thread_communicator& comm) {
     int const r = comm.rank();
-    moe::rank_exchange exchange(comm, plans[at(r)]);
-    exchange.bind_equal(1 + r);
+    moe::bound_plan sizes(plans[at(r)]);
+    moe::rank_exchange exchange(comm);
+    sizes.bind_equal(1 + r);
     std::vector<float> in(at(R * (1 + r))), out(in.size());
-    ends[at(r)] = exchange.run<float>({in, R * (1 + r), 1}, {out, R * (1 + r), 1}, late());
+    ends[at(r)] = exchange.run<float>(sizes, {in, R * (1 + r), 1}, {out, R * (1 + r), 1}, late());
   });
   for (int r = 0; r < R; ++r) {
     bool const either = ends[at(r)].status == exchange_status::wrong_length ||
@@ -461,28 +474,36 @@ TEST_CASE("comm/rank_exchange: broken preconditions") {
   moe::self_communicator comm;
   auto const plan = moe::make_plan(moe::flat{}, topology::even(1, 1), 0);
   auto const other = moe::make_plan(moe::flat{}, topology::even(1, 2), 1);
-  says(refusal([&] { moe::rank_exchange(comm, other); }),
+  says(refusal([&] {
+         moe::bound_plan of_other(other);
+         of_other.bind_equal(1);
+         moe::rank_exchange one(comm);
+         (void)one.run<float>(of_other, {}, {}, late());
+       }),
        "rank_exchange: the plan is of the communicator's rank; got plan.rank = 1");
-  moe::rank_exchange exchange(comm, plan);
+  moe::bound_plan sizes(plan);
+  moe::rank_exchange exchange(comm);
   std::vector<float> in(6), out(6);
-  says(refusal([&] { (void)exchange.run<float>({in, 2, 3}, {out, 2, 3}, late()); }),
+  says(refusal([&] { (void)exchange.run<float>(sizes, {in, 2, 3}, {out, 2, 3}, late()); }),
        "rank_exchange::begin: bound to counts");
-  says(refusal([&] { (void)exchange.bind(std::vector<std::int64_t>{1, 2}, late()); }),
+  says(refusal([&] { (void)exchange.bind(sizes, std::vector<std::int64_t>{1, 2}, late()); }),
        "rank_exchange::bind: one count for each input slot; got counts = 2, input slots = 1");
-  says(refusal([&] { (void)exchange.bind(std::vector<std::int64_t>{-1}, late()); }),
+  says(refusal([&] { (void)exchange.bind(sizes, std::vector<std::int64_t>{-1}, late()); }),
        "rank_exchange::bind: counts >= 0; got count = -1");
-  says(refusal([&] { exchange.bind_equal(-1); }), "rank_exchange::bind_equal: rows >= 0");
-  exchange.bind_equal(2);
-  says(refusal([&] { (void)exchange.run<float>({in, 1, 3}, {out, 2, 3}, late()); }),
+  says(refusal([&] { sizes.bind_equal(-1); }),
+       "bound_plan::bind_equal: there is a plan, rows >= 0");
+  sizes.bind_equal(2);
+  says(refusal([&] { (void)exchange.run<float>(sizes, {in, 1, 3}, {out, 2, 3}, late()); }),
        "rank_exchange::begin: in is [input_rows(), M]");
-  says(refusal([&] { (void)exchange.run<float>({in, 2, 3}, {out, 1, 3}, late()); }),
+  says(refusal([&] { (void)exchange.run<float>(sizes, {in, 2, 3}, {out, 1, 3}, late()); }),
        "got in.rows() = 2, input_rows() = 2, out.rows() = 1, output_rows() = 2");
-  says(refusal([&] { (void)exchange.run<float>({in, 2, 3}, {in, 2, 3}, late()); }),
+  says(refusal([&] { (void)exchange.run<float>(sizes, {in, 2, 3}, {in, 2, 3}, late()); }),
        "contiguous rows, in and out apart");
-  says(refusal([&] { (void)exchange.run<float>({in, 2, 2}, {out.data(), 2, 2, 3}, late()); }),
-       "contiguous rows, in and out apart");
+  says(
+      refusal([&] { (void)exchange.run<float>(sizes, {in, 2, 2}, {out.data(), 2, 2, 3}, late()); }),
+      "contiguous rows, in and out apart");
   auto const sharded = moe::make_sharded_plan(topology::even(1, 1), 0);
-  moe::rank_exchange unrelated(comm, sharded);
-  says(refusal([&] { unrelated.bind_back(exchange); }),
-       "rank_exchange::bind_back: the other is bound, and its plan the transposed one");
+  moe::bound_plan unrelated(sharded);
+  says(refusal([&] { unrelated.bind_back(sizes); }),
+       "bound_plan::bind_back: the other is bound, and its plan the transposed one");
 }

@@ -42,6 +42,8 @@ enum class exchange_status : std::uint8_t {
   no_such_peer,  ///< A message to or from a rank that the communicator lacks.
   in_use,        ///< The ticket's last exchange has not ended.
   stale,         ///< The peer's counts are of another membership epoch.
+  no_room,       ///< More rows come than there is room for.
+  lost,          ///< An expert that a token chose is on no rank that is alive.
   backend        ///< The library behind the communicator refused or failed: `native` says how.
 };
 
@@ -59,7 +61,7 @@ struct [[nodiscard]] outcome {
 constexpr char const* name(exchange_status status) noexcept {
   constexpr char const* names[] = {"ok",      "pending",      "timeout",      "peer_failed",
                                    "aborted", "wrong_length", "no_such_peer", "in_use",
-                                   "stale",   "backend"};
+                                   "stale",   "no_room",      "lost",         "backend"};
   return names[static_cast<int>(status)];
 }
 
@@ -118,9 +120,17 @@ outcome end_now(C& comm, outcome const& started, typename C::ticket& ticket, dea
 /// Exchanges and waits. Aborts if it fails.
 template <communicator C>
 outcome exchange_now(C& comm, vector_view<outgoing const> sends,
+                     vector_view<incoming const> receives, typename C::ticket& ticket,
+                     deadline until) {
+  return end_now(comm, comm.exchange(sends, receives, ticket), ticket, until);
+}
+
+/// With a ticket of its own, which allocates.
+template <communicator C>
+outcome exchange_now(C& comm, vector_view<outgoing const> sends,
                      vector_view<incoming const> receives, deadline until) {
   typename C::ticket ticket;
-  return end_now(comm, comm.exchange(sends, receives, ticket), ticket, until);
+  return exchange_now(comm, sends, receives, ticket, until);
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -1,4 +1,4 @@
-// Runs plans: binds slots to numbers of rows, then moves rows over a communicator.
+// Runs plans: moves rows over a communicator, as a bound plan says.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -11,9 +11,11 @@
 #include <utility>
 #include <vector>
 
+#include <moe/comm/bound_plan.hpp>
 #include <moe/comm/communicator.hpp>
 #include <moe/comm/detail/row_format.hpp>
 #include <moe/comm/exchange_plan.hpp>
+#include <moe/comm/row_parts.hpp>
 #include <moe/core/concepts.hpp>
 #include <moe/core/config.hpp>
 #include <moe/core/error.hpp>
@@ -21,164 +23,114 @@
 
 namespace moe::inline MOE_ABI {
 
-/// One rank's executor of one plan: bind it to counts, then run it as often as they hold.
+/// One rank's executor of plans, of one exchange at a time.
 ///
 /// Owns the staging rows and the arrays of messages, and keeps them: a run allocates nothing once the
 /// object has seen its largest. Results are bitwise the same in every run: sums are made in the order
 /// of the plan.
-template <communicator C>
+template <class C>
 class rank_exchange {
-  static_assert(std::same_as<typename C::memory_space, host_memory>);
+  static_assert(communicator<C> && std::same_as<typename C::memory_space, host_memory>);
 
  public:
-  /// @param comm, plan  Must outlive the exchange.
-  /// @throws precondition_error if the plan is not of this rank of the communicator.
-  rank_exchange(C& comm, exchange_plan const& plan, call_site site = call_site::here())
-      : comm_(&comm), plan_(&plan) {
-    expects(comm.rank() == plan.rank, "rank_exchange: the plan is of the communicator's rank", site,
-            {{"plan.rank", plan.rank}, {"comm.rank()", comm.rank()}});
-    first_slot_.push_back(0);
-    for (int const slots : plan.buffers)
-      first_slot_.push_back(first_slot_.back() + static_cast<std::size_t>(slots));
-    rows_.resize(first_slot_.back());
-    offset_.resize(first_slot_.back() + plan.buffers.size());
-  }
-  rank_exchange(C&, exchange_plan&&) = delete;
+  /// @param comm  Must outlive the exchange.
+  explicit rank_exchange(C& comm) : comm_(&comm) {}
 
   /// Exact sizes: runs the plan once with the counts themselves as rows, so that every rank knows what
   /// each of its slots will hold. Collective; as many messages as a run.
   ///
   /// @param rows  [input slots] rows in each.
   /// @return What failed, if anything did. `stale`: the peer's plan is of another epoch.
-  /// @throws precondition_error unless rows is as long as plan.input and none is negative.
-  outcome bind(vector_view<std::int64_t const> rows, deadline until,
+  /// @throws precondition_error if the plan is not of this rank or selects tokens,
+  ///         or unless rows is as long as plan.input and none is negative.
+  outcome bind(bound_plan& sizes, vector_view<std::int64_t const> rows, deadline until,
                call_site site = call_site::here()) {
-    expects_idle("rank_exchange::bind: no exchange under way", site);
-    expects(rows.size() == plan_->buffers[0], "rank_exchange::bind: one count for each input slot",
-            site, {{"counts", rows.size()}, {"input slots", plan_->buffers[0]}});
-    is_bound_ = false;
-    counts_.assign(rows_.size(), {});
+    expects_usable(sizes, site);
+    exchange_plan const& plan = sizes.plan();
+    expects(rows.size() == plan.buffers[0], "rank_exchange::bind: one count for each input slot",
+            site, {{"counts", rows.size()}, {"input slots", plan.buffers[0]}});
+    sizes.bind_equal(1, site);
+    sizes.is_bound_ = false;
+    counts_.assign(sizes.rows_.size(), {});
     for (std::int64_t i = 0; i < rows.size(); ++i) {
       expects(rows[i] >= 0, "rank_exchange::bind: counts >= 0", site, {{"count", rows[i]}});
-      counts_[static_cast<std::size_t>(i)] = {rows[i], plan_->epoch};
+      counts_[static_cast<std::size_t>(i)] = {rows[i], plan.epoch};
     }
-    std::fill(rows_.begin(), rows_.end(), 1);
-    lay_out();
     auto* const all = reinterpret_cast<std::byte*>(counts_.data());
     format_ = {sizeof(detail::row_count), detail::agree};
-    base_.clear();
-    for (std::size_t b = 0; b + 1 < first_slot_.size(); ++b)
-      base_.push_back(all + first_slot_[b] * format_.bytes);
-    outcome result = start();
+    buffers_.clear();
+    for (std::size_t b = 0; b < plan.buffers.size(); ++b)
+      buffers_.push_back(contiguous(all + sizes.first_slot_[b] * format_.bytes));
+    outcome result = start(sizes);
     if (result) result = wait_for_end(until);
     if (!result) return result;
 
-    for (exchange_phase const& phase : plan_->phases)
+    for (exchange_phase const& phase : plan.phases)
       for (message const& m : phase.receives)
         for (int i = 0; i < m.count; ++i) {
-          detail::row_count const& c = counts_[slot(m.at) + static_cast<std::size_t>(i)];
-          if (c.epoch != plan_->epoch) return fail({exchange_status::stale, m.peer});
+          detail::row_count const& c = counts_[sizes.slot(m.at) + static_cast<std::size_t>(i)];
+          if (c.epoch != plan.epoch) return fail({exchange_status::stale, m.peer});
           if (c.rows < 0) return fail({exchange_status::wrong_length, m.peer});
         }
-    for (std::size_t i = 0; i < rows_.size(); ++i) {
+    for (std::size_t i = 0; i < counts_.size(); ++i) {
       if (counts_[i].rows < 0) return fail({exchange_status::wrong_length});
-      rows_[i] = counts_[i].rows;
+      sizes.rows_[i] = counts_[i].rows;
     }
-    lay_out();
-    is_bound_ = true;
+    sizes.lay_out();
     return {};
-  }
-
-  /// Fixed sizes: every slot has the same number of rows, on all ranks. No messages.
-  void bind_equal(std::int64_t rows, call_site site = call_site::here()) {
-    expects_idle("rank_exchange::bind_equal: no exchange under way", site);
-    expects(rows >= 0, "rank_exchange::bind_equal: rows >= 0", site, {{"rows", rows}});
-    std::fill(rows_.begin(), rows_.end(), rows);
-    lay_out();
-    is_bound_ = true;
-  }
-
-  /// The sizes of the way there, for the way back. No messages.
-  /// @pre  This plan is transpose(plan of `there`).
-  /// @throws precondition_error unless `there` is bound and its plan has the transposed ends.
-  void bind_back(rank_exchange const& there, call_site site = call_site::here()) {
-    expects_idle("rank_exchange::bind_back: no exchange under way", site);
-    expects(there.is_bound_ && there.plan_->input == plan_->output &&
-                there.plan_->output == plan_->input && there.plan_->epoch == plan_->epoch &&
-                there.plan_->buffers.size() <= plan_->buffers.size(),
-            "rank_exchange::bind_back: the other is bound, and its plan the transposed one", site);
-    std::size_t const known = there.plan_->buffers.size();
-    for (std::size_t b = 0; b < known; ++b) {
-      std::size_t const other = b < 2 ? 1 - b : b;
-      for (int i = 0; i < plan_->buffers[b]; ++i)
-        rows_[first_slot_[b] + static_cast<std::size_t>(i)] =
-            there.rows_[there.first_slot_[other] + static_cast<std::size_t>(i)];
-    }
-    // Buffers that only the transposed plan has hold what is added to others.
-    auto const learn = [&](std::vector<row_move> const& moves) {
-      for (row_move const& m : moves)
-        if (static_cast<std::size_t>(m.from.buffer) >= known)
-          for (std::size_t i = 0; i < static_cast<std::size_t>(m.count); ++i)
-            rows_[slot(m.from) + i] = rows_[slot(m.to) + i];
-    };
-    for (exchange_phase const& phase : plan_->phases) learn(phase.moves);
-    learn(plan_->last);
-    lay_out();
-    is_bound_ = true;
-  }
-
-  /// Rows of all slots of the input or output, once it is bound.
-  std::int64_t input_rows() const noexcept { return rows_in(0); }
-  std::int64_t output_rows() const noexcept { return rows_in(1); }
-  /// [output slots] rows of each, once it is bound.
-  vector_view<std::int64_t const> output_counts() const noexcept {
-    return {rows_.data() + first_slot_[1], plan_->buffers[1]};
   }
 
   /// Moves rows; begin, and wait for the end. After a failure the output holds anything, and the
   /// communicator has aborted.
   ///
-  /// @param in   [input_rows(), M] the input slots one after another. Contiguous, as is `out`.
-  /// @param out  [output_rows() or more, M] the output slots one after another. No overlap with `in`.
+  /// @param in   [sizes.input_rows(), M] the input slots one after another.
+  /// @param out  [sizes.output_rows() or more, M] the output slots one after another. No overlap.
   /// @throws precondition_error as begin does.
   template <class T>
-  outcome run(matrix_view<T const> in, matrix_view<T> out, deadline until,
+  outcome run(bound_plan const& sizes, std::type_identity_t<row_parts<T const>> in,
+              std::type_identity_t<row_parts<T>> out, deadline until,
               call_site site = call_site::here()) {
-    if (outcome const started = begin<T>(in, out, site); !started) return started;
+    if (outcome const started = begin<T>(sizes, in, out, site); !started) return started;
     return finish(until);
   }
 
-  /// Starts to move rows and returns. `in` and `out` stay as they are until poll or finish gives
-  /// anything but `pending`; someone has to call poll, as nothing happens meanwhile.
+  /// Starts to move rows and returns. `sizes`, `in` and `out` stay as they are until poll or finish
+  /// gives anything but `pending`; someone has to call poll, as nothing happens meanwhile.
+  ///
+  /// Rows are contiguous, but for tokens: those that a plan selects from, and those that it adds to on
+  /// the way back, may have a leading dimension and two parts.
   /// @throws precondition_error if it is not bound or under way, or if shapes do not fit.
   template <class T>
-  outcome begin(matrix_view<T const> in, matrix_view<T> out, call_site site = call_site::here()) {
+  outcome begin(bound_plan const& sizes, std::type_identity_t<row_parts<T const>> in,
+                std::type_identity_t<row_parts<T>> out, call_site site = call_site::here()) {
     static_assert(std::is_trivially_copyable_v<T>);
-    expects_idle("rank_exchange::begin: no exchange under way", site);
-    expects(is_bound_, "rank_exchange::begin: bound to counts", site);
-    expects(in.rows() == input_rows() && out.rows() >= output_rows() && in.cols() == out.cols(),
+    expects_usable(sizes, site);
+    expects(sizes.is_bound(), "rank_exchange::begin: bound to counts", site);
+    expects(in.rows() == sizes.input_rows() && out.rows() >= sizes.output_rows() &&
+                in.cols() == out.cols(),
             "rank_exchange::begin: in is [input_rows(), M], out [output_rows() or more, M]", site,
             {{"in.rows()", in.rows()},
-             {"input_rows()", input_rows()},
+             {"input_rows()", sizes.input_rows()},
              {"out.rows()", out.rows()},
-             {"output_rows()", output_rows()},
+             {"output_rows()", sizes.output_rows()},
              {"in.cols()", in.cols()},
              {"out.cols()", out.cols()}});
-    expects(in.ld() == in.cols() && out.ld() == out.cols() && !overlap(in, out),
+    expects((in.is_contiguous() || sizes.only_selects_from_input()) &&
+                (out.is_contiguous() || sizes.only_adds_to_output()) && !overlap(in, out),
             "rank_exchange::begin: contiguous rows, in and out apart", site);
     format_ = detail::format_of_rows<T>(in.cols());
+    exchange_plan const& plan = sizes.plan();
     std::size_t bytes = 0;
-    for (std::size_t b = 2; b < plan_->buffers.size(); ++b) bytes += staging_bytes(b);
+    for (std::size_t b = 2; b < plan.buffers.size(); ++b) bytes += staging_bytes(sizes, b);
     if (staging_.size() < bytes) staging_.resize(bytes);
     // Nothing is written to the input: no plan has it as a target.
-    base_.assign({const_cast<std::byte*>(reinterpret_cast<std::byte const*>(in.data())),
-                  reinterpret_cast<std::byte*>(out.data())});
+    buffers_.assign({rows_of<T>(in), rows_of<T>(out)});
     std::byte* next = staging_.data();
-    for (std::size_t b = 2; b < plan_->buffers.size(); ++b) {
-      base_.push_back(next);
-      next += staging_bytes(b);
+    for (std::size_t b = 2; b < plan.buffers.size(); ++b) {
+      buffers_.push_back(contiguous(next));
+      next += staging_bytes(sizes, b);
     }
-    return start();
+    return start(sizes);
   }
 
   /// Goes on as far as that is possible without waiting.
@@ -199,60 +151,108 @@ class rank_exchange {
  private:
   static constexpr std::size_t alignment = alignof(std::max_align_t);
 
-  void expects_idle(char const* rule, call_site site) const { expects(!is_under_way_, rule, site); }
-  std::size_t slot(slot_at at) const {
-    return first_slot_[static_cast<std::size_t>(at.buffer)] + static_cast<std::size_t>(at.slot);
+  void expects_usable(bound_plan const& sizes, call_site site) const {
+    expects(!is_under_way_, "rank_exchange: no exchange under way", site);
+    expects(sizes.plan_ != nullptr && comm_->rank() == sizes.plan().rank,
+            "rank_exchange: the plan is of the communicator's rank", site,
+            {{"plan.rank", sizes.plan_ == nullptr ? -1 : sizes.plan().rank},
+             {"comm.rank()", comm_->rank()}});
   }
-  /// Rows before a slot of a buffer; of the slot past the last one, the rows of the buffer.
-  std::int64_t rows_before(slot_at at, int skip = 0) const {
-    return offset_[slot(at) + static_cast<std::size_t>(at.buffer + skip)];
+
+  detail::buffer_rows contiguous(std::byte* data) const {
+    return {{{data, format_.bytes, format_.bytes}, {}}};
   }
-  std::int64_t rows_in(int buffer) const noexcept {
-    return rows_before({buffer, plan_->buffers[static_cast<std::size_t>(buffer)]});
+  template <class T, class U>
+  static detail::buffer_rows rows_of(row_parts<U> const& rows) {
+    auto const part = [](matrix_view<U> const& m) {
+      return detail::buffer_part{
+          const_cast<std::byte*>(reinterpret_cast<std::byte const*>(m.data())),
+          static_cast<std::size_t>(m.ld()) * sizeof(T),
+          static_cast<std::size_t>(m.cols()) * sizeof(T)};
+    };
+    return {{part(rows.first), part(rows.second)}};
   }
-  std::size_t staging_bytes(std::size_t buffer) const {
-    auto const bytes = static_cast<std::size_t>(rows_in(static_cast<int>(buffer))) * format_.bytes;
+  std::size_t staging_bytes(bound_plan const& sizes, std::size_t buffer) const {
+    auto const bytes =
+        static_cast<std::size_t>(sizes.rows_in(static_cast<int>(buffer))) * format_.bytes;
     return (bytes + alignment - 1) / alignment * alignment;
   }
-  void lay_out() {
-    std::size_t i = 0, at = 0;
-    for (int const slots : plan_->buffers) {
-      offset_[at++] = 0;
-      for (int s = 0; s < slots; ++s, ++at) offset_[at] = offset_[at - 1] + rows_[i++];
-    }
-  }
 
+  detail::buffer_rows const& rows_at(slot_at at) const {
+    return buffers_[static_cast<std::size_t>(at.buffer)];
+  }
+  /// Of contiguous rows.
   std::byte* data(slot_at at) const {
-    return base_[static_cast<std::size_t>(at.buffer)] +
-           static_cast<std::size_t>(rows_before(at)) * format_.bytes;
+    return rows_at(at).part[0].data +
+           static_cast<std::size_t>(sizes_->rows_before(at)) * format_.bytes;
   }
   std::size_t bytes(slot_at at, int count) const {
-    return static_cast<std::size_t>(rows_before(at, count) - rows_before(at)) * format_.bytes;
+    return static_cast<std::size_t>(sizes_->rows_before(at, count) - sizes_->rows_before(at)) *
+           format_.bytes;
   }
   void move(std::vector<row_move> const& moves) const {
-    for (row_move const& m : moves) {
-      std::size_t const n = bytes(m.from, m.count);
-      if (n == 0) continue;
-      if (m.action == row_action::copy)
-        std::memcpy(data(m.to), data(m.from), n);
-      else
-        format_.add(data(m.to), data(m.from), n);
-    }
+    for (row_move const& m : moves) switch (m.action) {
+        case row_action::copy:
+          if (std::size_t const n = bytes(m.from, m.count); n > 0)
+            std::memcpy(data(m.to), data(m.from), n);
+          break;
+        case row_action::add:
+          if (std::size_t const n = bytes(m.from, m.count); n > 0)
+            format_.add(data(m.to), data(m.from), n);
+          break;
+        case row_action::clear:
+          clear(m.to);
+          break;
+        case row_action::select:
+          select(m.from, m.to);
+          break;
+        case row_action::scatter:
+          scatter(m.from, m.to);
+      }
+  }
+  void clear(slot_at at) const {
+    for (detail::buffer_part const& p : rows_at(at).part)
+      for (std::int64_t r = sizes_->rows_before(at); p.bytes > 0 && r < sizes_->rows_before(at, 1);
+           ++r)
+        std::memset(p.row(r), 0, p.bytes);
+  }
+  void select(slot_at from, slot_at to) const {
+    std::int64_t const base = sizes_->rows_before(from);
+    std::byte* next = data(to);
+    for (std::int32_t const i : sizes_->selected(to))
+      for (detail::buffer_part const& p : rows_at(from).part) {
+        if (p.bytes > 0) std::memcpy(next, p.row(base + i), p.bytes);
+        next += p.bytes;
+      }
+    // Room for rows that there are not: peers read it.
+    std::byte* const end = data(to) + bytes(to, 1);
+    if (next < end) std::memset(next, 0, static_cast<std::size_t>(end - next));
+  }
+  void scatter(slot_at from, slot_at to) const {
+    std::int64_t const base = sizes_->rows_before(to);
+    std::byte const* next = data(from);
+    for (std::int32_t const i : sizes_->selected(from))
+      for (detail::buffer_part const& p : rows_at(to).part) {
+        if (p.bytes > 0) format_.add(p.row(base + i), next, p.bytes);
+        next += p.bytes;
+      }
   }
 
-  outcome start() {
+  outcome start(bound_plan const& sizes) {
+    sizes_ = &sizes;
     phase_ = 0;
     is_under_way_ = true;
     return enter_phase();
   }
   /// Local moves and messages of a phase; after the last one, the moves that end the exchange.
   outcome enter_phase() {
-    if (phase_ == plan_->phases.size()) {
-      move(plan_->last);
+    exchange_plan const& plan = sizes_->plan();
+    if (phase_ == plan.phases.size()) {
+      move(plan.last);
       is_under_way_ = false;
       return {};
     }
-    exchange_phase const& phase = plan_->phases[phase_];
+    exchange_phase const& phase = plan.phases[phase_];
     move(phase.moves);
     sends_.clear();
     receives_.clear();
@@ -284,18 +284,14 @@ class rank_exchange {
   }
 
   C* comm_;
-  exchange_plan const* plan_;
-  std::vector<std::size_t> first_slot_;    // [buffers + 1]
-  std::vector<std::int64_t> rows_;         // [slots of all buffers]
-  std::vector<std::int64_t> offset_;       // [slots + buffers]: rows before a slot, in its buffer
+  bound_plan const* sizes_ = nullptr;      // of the exchange under way
   std::vector<detail::row_count> counts_;  // [slots of all buffers]
   std::vector<std::byte> staging_;
-  std::vector<std::byte*> base_;  // [buffers]
+  std::vector<detail::buffer_rows> buffers_;
   std::vector<outgoing> sends_;
   std::vector<incoming> receives_;
   detail::row_format format_;
   std::size_t phase_ = 0;
-  bool is_bound_ = false;
   bool is_under_way_ = false;
   typename C::ticket ticket_;
 };

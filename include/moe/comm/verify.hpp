@@ -5,37 +5,18 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <utility>
 #include <vector>
 
+#include <moe/comm/detail/symbolic_rank.hpp>
+#include <moe/comm/detail/symbolic_rows.hpp>
 #include <moe/comm/exchange_plan.hpp>
+#include <moe/comm/plan_error.hpp>
 #include <moe/core/config.hpp>
 #include <moe/core/view.hpp>
 
 namespace moe::inline MOE_ABI {
-
-enum class plan_error : std::uint8_t {
-  none,
-  shape,  ///< Ranks that repeat or differ in phases or epoch, or ends that do not fit the buffers.
-  out_of_range,  ///< A slot or a peer that does not exist, or less than one slot.
-  unwritten,     ///< Reads a slot that holds nothing, or adds to one.
-  overwritten,   ///< Writes a slot a second time, or the input.
-  unmatched,     ///< A message that is not received, or not sent, in its phase.
-  other_count,   ///< Sent and received numbers of slots differ.
-  other_extent,  ///< A sum of slots that may have different numbers of rows.
-  wrong_rows     ///< An output slot lacks rows, or has others, or some twice.
-};
-
-/// What is wrong with plans, or nothing.
-struct plan_verdict {
-  plan_error error = plan_error::none;
-  int rank = -1;   ///< As the communicator counts.
-  int phase = -1;  ///< The number of phases: after the last.
-  int slot = -1;   ///< Of an output slot, or where a message or move begins.
-
-  constexpr explicit operator bool() const noexcept { return error == plan_error::none; }
-  friend constexpr bool operator==(plan_verdict const&, plan_verdict const&) = default;
-};
 
 namespace detail {
 
@@ -44,10 +25,11 @@ namespace detail {
 class plan_checker {
  public:
   explicit plan_checker(vector_view<exchange_plan const> plans) : plans_(plans) {}
+  plan_checker(plan_checker const&) = delete;  // ranks point to the input
+  plan_checker& operator=(plan_checker const&) = delete;
 
   plan_verdict verdict() {
-    if (plans_.empty()) return {};
-    if (!set_up()) return verdict_;
+    if (plans_.empty() || !set_up()) return verdict_;
     std::size_t const phases = plans_[0].phases.size();
     for (phase_ = 0; phase_ < phases; ++phase_) {
       for (ranks r = 0; r < size(); ++r)
@@ -60,48 +42,35 @@ class plan_checker {
     return verdict_;
   }
 
+  /// After the verdict, and that is right: what a slot held at the end.
+  piece name(std::int64_t plan, slot_at where) const {
+    return state_[static_cast<std::size_t>(plan)].name(where);
+  }
+
  private:
   using ranks = std::int64_t;
 
-  struct content {
-    std::uint64_t rows = 0;
-    std::uint64_t extent = 0;  // stands for the number of rows; 0: nothing was written
-  };
   struct sent_message {
     ranks to, from;
     message const* what;
   };
 
-  static std::uint64_t mix(std::uint64_t x) {  // splitmix64
-    x += 0x9e3779b97f4a7c15u;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
-  }
-  static std::uint64_t extent_of(piece const& p) {
-    auto const word = [](int i) {
-      return static_cast<std::uint64_t>(static_cast<std::uint32_t>(i));
-    };
-    return mix(mix(word(p.source) << 32 | word(p.destination)) ^ word(p.part)) | 1;
-  }
-
   ranks size() const { return plans_.size(); }
-  bool wrong(plan_error error, ranks r, int slot = -1) {
-    verdict_ = {error, plans_[r].rank, static_cast<int>(phase_), slot};
-    return false;
+  symbolic_rank& state(ranks r) { return state_[static_cast<std::size_t>(r)]; }
+  /// Tells where a fault is, if there is one.
+  bool right(plan_verdict const& v, ranks r) {
+    if (!v) verdict_ = {v.error, plans_[r].rank, static_cast<int>(phase_), v.slot};
+    return static_cast<bool>(v);
   }
-  std::vector<content>& slots(ranks r) { return slots_[static_cast<std::size_t>(r)]; }
-  content* at(ranks r, slot_at where) {
-    return slots(r).data() +
-           first_[static_cast<std::size_t>(r)][static_cast<std::size_t>(where.buffer)] + where.slot;
-  }
-  bool exists(ranks r, slot_at where, int count) {
-    std::vector<int> const& buffers = plans_[r].buffers;
-    return where.buffer >= 0 && where.buffer < static_cast<int>(buffers.size()) &&
-           where.slot >= 0 && count >= 1 &&
-           count <= buffers[static_cast<std::size_t>(where.buffer)] - where.slot;
-  }
+  bool wrong(plan_error error, ranks r, int slot = -1) { return right({error, -1, -1, slot}, r); }
 
+  /// Only indices of ranks make up several destinations.
+  bool are_names(std::vector<piece> const& all) const {
+    return std::all_of(all.begin(), all.end(), [&](piece const& p) {
+      return p.span == 1 ? p.destination < std::numeric_limits<int>::max()
+                         : p.span > 1 && p.destination >= 0 && p.destination <= size() - p.span;
+    });
+  }
   bool set_up() {
     for (ranks r = 0; r < size(); ++r) {
       exchange_plan const& p = plans_[r];
@@ -110,63 +79,23 @@ class plan_checker {
           p.phases.size() == plans_[0].phases.size() &&
           std::all_of(p.buffers.begin(), p.buffers.end(), [](int n) { return n >= 0; }) &&
           static_cast<std::size_t>(p.buffers[0]) == p.input.size() &&
-          static_cast<std::size_t>(p.buffers[1]) == p.output.size();
+          static_cast<std::size_t>(p.buffers[1]) == p.output.size() && are_names(p.input) &&
+          are_names(p.output);
       if (!fits) return wrong(plan_error::shape, r);
       ranks_.push_back({p.rank, r});
     }
     std::sort(ranks_.begin(), ranks_.end());
     for (std::size_t i = 1; i < ranks_.size(); ++i)
       if (ranks_[i].first == ranks_[i - 1].first) return wrong(plan_error::shape, ranks_[i].second);
-
-    std::uint64_t drawn = 0;
-    for (ranks r = 0; r < size(); ++r) {
-      std::vector<std::size_t> first;
-      std::size_t total = 0;
-      for (int const n : plans_[r].buffers) {
-        first.push_back(total);
-        total += static_cast<std::size_t>(n);
-      }
-      first_.push_back(std::move(first));
-      slots_.emplace_back(total);
-      for (std::size_t i = 0; i < plans_[r].input.size(); ++i) {
-        std::uint64_t const name = extent_of(plans_[r].input[i]);
-        slots(r)[i] = {mix(++drawn), name};
-        expected_.push_back({name, slots(r)[i].rows});
-      }
-    }
-    // What every name stands for: the sum of the slots that have it.
-    std::sort(expected_.begin(), expected_.end());
-    std::size_t last = 0;
-    for (std::size_t i = 1; i < expected_.size(); ++i) {
-      if (expected_[i].first == expected_[last].first)
-        expected_[last].second += expected_[i].second;
-      else
-        expected_[++last] = expected_[i];
-    }
-    if (!expected_.empty()) expected_.resize(last + 1);
+    state_.reserve(ranks_.size());
+    for (exchange_plan const& p : plans_) state_.emplace_back(p, input_, size());
+    input_.close();
     return true;
   }
 
   bool move(ranks r, std::vector<row_move> const& moves) {
-    for (row_move const& m : moves) {
-      if (!exists(r, m.from, m.count) || !exists(r, m.to, m.count))
-        return wrong(plan_error::out_of_range, r, m.from.slot);
-      content const* const from = at(r, m.from);
-      content* const to = at(r, m.to);
-      for (int i = 0; i < m.count; ++i) {
-        if (from[i].extent == 0) return wrong(plan_error::unwritten, r, m.from.slot);
-        if (m.to.buffer == 0) return wrong(plan_error::overwritten, r, m.to.slot);
-        if (m.action == row_action::copy) {
-          if (to[i].extent != 0) return wrong(plan_error::overwritten, r, m.to.slot);
-          to[i] = from[i];
-        } else {
-          if (to[i].extent == 0) return wrong(plan_error::unwritten, r, m.to.slot);
-          if (to[i].extent != from[i].extent) return wrong(plan_error::other_extent, r, m.to.slot);
-          to[i].rows += from[i].rows;
-        }
-      }
-    }
-    return true;
+    return std::all_of(moves.begin(), moves.end(),
+                       [&](row_move const& m) { return right(state(r).move(m), r); });
   }
 
   /// All messages of a phase. What is received in it cannot be sent in it.
@@ -175,11 +104,8 @@ class plan_checker {
     for (ranks r = 0; r < size(); ++r)
       for (message const& m : plans_[r].phases[phase_].sends) {
         ranks const to = index_of(m.peer);
-        if (to < 0 || to == r || !exists(r, m.at, m.count))
-          return wrong(plan_error::out_of_range, r, m.at.slot);
-        content const* const from = at(r, m.at);
-        for (int i = 0; i < m.count; ++i)
-          if (from[i].extent == 0) return wrong(plan_error::unwritten, r, m.at.slot);
+        if (to < 0 || to == r) return wrong(plan_error::out_of_range, r, m.at.slot);
+        if (!right(state(r).read(m.at, m.count), r)) return false;
         sent_.push_back({to, r, &m});
       }
     std::stable_sort(sent_.begin(), sent_.end(), [](sent_message const& a, sent_message const& b) {
@@ -190,8 +116,7 @@ class plan_checker {
       received_.clear();
       for (message const& m : plans_[r].phases[phase_].receives) {
         ranks const from = index_of(m.peer);
-        if (from < 0 || from == r || !exists(r, m.at, m.count))
-          return wrong(plan_error::out_of_range, r, m.at.slot);
+        if (from < 0 || from == r) return wrong(plan_error::out_of_range, r, m.at.slot);
         received_.push_back({r, from, &m});
       }
       std::stable_sort(
@@ -202,12 +127,9 @@ class plan_checker {
           return wrong(plan_error::unmatched, r, in.what->at.slot);
         message const& out = *next->what;
         if (out.count != in.what->count) return wrong(plan_error::other_count, r, in.what->at.slot);
-        content const* const from = at(in.from, out.at);
-        content* const to = at(r, in.what->at);
-        for (int i = 0; i < out.count; ++i) {
-          if (to[i].extent != 0) return wrong(plan_error::overwritten, r, in.what->at.slot);
-          to[i] = from[i];
-        }
+        if (!right(state(r).write(in.what->at, out.count, symbolic_rank::writing::anew), r))
+          return false;
+        std::copy_n(state(in.from).at(out.at), out.count, state(r).at(in.what->at));
         ++next;
       }
       if (next != sent_.cend() && next->to == r)
@@ -218,18 +140,12 @@ class plan_checker {
 
   void compare_output() {
     for (ranks r = 0; r < size(); ++r)
-      for (std::size_t i = 0; i < plans_[r].output.size(); ++i) {
-        content const& got = at(r, {1, 0})[i];
-        std::pair<std::uint64_t, std::uint64_t> const name{extent_of(plans_[r].output[i]), 0};
-        auto const found = std::lower_bound(expected_.begin(), expected_.end(), name);
-        int const slot = static_cast<int>(i);
-        if (got.extent == 0) {
-          wrong(plan_error::unwritten, r, slot);
-          return;
-        }
-        if (found == expected_.end() || found->first != name.first || got.extent != name.first ||
-            got.rows != found->second) {
-          wrong(plan_error::wrong_rows, r, slot);
+      for (int i = 0; i < plans_[r].buffers[1]; ++i) {
+        slot_at const where{1, i};
+        if (!right(state(r).read(where, 1), r)) return;
+        piece const& wanted = plans_[r].output[static_cast<std::size_t>(i)];
+        if (state(r).name(where) != wanted || state(r).at(where)->rows != input_.sum(wanted)) {
+          wrong(plan_error::wrong_rows, r, i);
           return;
         }
       }
@@ -241,10 +157,9 @@ class plan_checker {
   }
 
   vector_view<exchange_plan const> plans_;
-  std::vector<std::pair<int, ranks>> ranks_;     // (rank, index of its plan), sorted
-  std::vector<std::vector<std::size_t>> first_;  // [ranks][buffers] first slot
-  std::vector<std::vector<content>> slots_;      // [ranks][slots]
-  std::vector<std::pair<std::uint64_t, std::uint64_t>> expected_;  // (name, sum), sorted
+  std::vector<std::pair<int, ranks>> ranks_;  // (rank, index of its plan), sorted
+  symbolic_input input_;
+  std::vector<symbolic_rank> state_;
   std::vector<sent_message> sent_;
   std::vector<sent_message> received_;
   std::size_t phase_ = 0;
@@ -256,6 +171,10 @@ class plan_checker {
 /// Whether plans do what their ends say: every output slot, of every rank, gets the sum of all input
 /// slots of its name, each once; all messages meet; nothing is read before it is there or written
 /// twice; and the invariants of `exchange_plan` hold. It holds whatever the counts are, then.
+///
+/// Of tokens: an output slot gets, of every input slot of its source and part, the tokens for the
+/// destinations that both name, each once. What is selected comes from one input slot and is in it; what
+/// is scattered covers each destination of a cleared slot once, before the slot is read.
 ///
 /// @param plans  Of all ranks that take part, in any order. May be anything: nothing is trusted.
 /// @cost  Proportional to slots and messages: a second or so for 1024 ranks.

@@ -37,6 +37,18 @@ row_format format_of_rows(std::int64_t columns) {
           }};
 }
 
+/// Where rows of a buffer lie, or a part of each.
+struct buffer_part {
+  std::byte* data = nullptr;
+  std::size_t stride = 0;  // from one row to the next
+  std::size_t bytes = 0;
+
+  std::byte* row(std::int64_t r) const { return data + static_cast<std::size_t>(r) * stride; }
+};
+struct buffer_rows {
+  buffer_part part[2];
+};
+
 /// What a slot of the count exchange holds: how many rows it will have.
 struct row_count {
   std::int64_t rows = 0;
