@@ -75,7 +75,7 @@ elseif(CONSUMER STREQUAL "no_cuda")
     -DCMAKE_DISABLE_FIND_PACKAGE_CUDAToolkit=ON)
 elseif(CONSUMER STREQUAL "unknown_component")
   install_moe()
-  expect_failure("${folder}" "moe has no component \"no_such_component\"; it has: core, cuda")
+  expect_failure("${folder}" "moe has no component \"no_such_component\"; it has: core, cuda, nccl")
 elseif(CONSUMER STREQUAL "wrong_version")
   install_moe()
   expect_failure("${folder}" "not accepted: .*moeConfig.cmake, version: ${moe_version}"
