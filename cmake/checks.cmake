@@ -33,8 +33,12 @@ if(MOE_CUDA_CHECKS)
     "-DWORK=${PROJECT_BINARY_DIR}/package/cuda" -P "${PROJECT_SOURCE_DIR}/tests/package/run.cmake")
 endif()
 
-foreach(consumer find_package add_subdirectory fetch_content exported unknown_component
-    wrong_version no_cuda options)
+set(consumers find_package add_subdirectory fetch_content exported unknown_component wrong_version
+  no_cuda no_mpi options)
+if(moe_has_mpi)
+  list(APPEND consumers mpi)
+endif()
+foreach(consumer IN LISTS consumers)
   moe_check(package.${consumer} package "-DCONSUMER=${consumer}" "-DCXX=${CMAKE_CXX_COMPILER}"
     "-DWORK=${PROJECT_BINARY_DIR}/package/${consumer}"
     -P "${PROJECT_SOURCE_DIR}/tests/package/run.cmake")

@@ -12,6 +12,17 @@ option(MOE_NATIVE "Compile moe's own programs for the processor of this machine.
 option(MOE_CUDA "Make moe::cuda, and the CUDA programs of what else is on (needs nvcc)." OFF)
 option(MOE_CUDA_CHECKS "Register the check that nvcc compiles every header as a test." OFF)
 
+set(moe_mpi_default OFF)
+if(PROJECT_IS_TOP_LEVEL)
+  set(moe_mpi_default AUTO)
+endif()
+set(MOE_MPI ${moe_mpi_default} CACHE STRING
+  "Make moe::mpi, and the MPI programs of what else is on: ON, OFF, or AUTO where there is an MPI.")
+set_property(CACHE MOE_MPI PROPERTY STRINGS AUTO ON OFF)
+if(NOT MOE_MPI MATCHES "^(AUTO|ON|OFF)$")
+  message(FATAL_ERROR "moe: MOE_MPI is \"${MOE_MPI}\"; it may be AUTO, ON or OFF")
+endif()
+
 set(MOE_SANITIZE "" CACHE STRING
   "Sanitizers for moe's own programs: empty, \"address,undefined\" or \"thread\".")
 set_property(CACHE MOE_SANITIZE PROPERTY STRINGS "" "address,undefined" "thread")

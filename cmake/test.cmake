@@ -20,5 +20,5 @@ step("${CMAKE_COMMAND}" --preset cpu --fresh ${moe_generator})
 step("${CMAKE_COMMAND}" --build build/cpu --parallel ${moe_jobs})
 # The headers one by one, the package and CUDA are stages of their own in .ci/run.
 step("${CMAKE_CTEST_COMMAND}" --test-dir build/cpu --output-on-failure --no-tests=error
-  --parallel ${moe_jobs} --label-regex "^(cpu|abi|docs)$" ${moe_arguments})
+  --parallel ${moe_jobs} --label-regex "^(cpu|abi|docs|mpi)$" ${moe_arguments})
 message(STATUS "moe: all tests passed")

@@ -4,12 +4,17 @@
 
 #include <moe/comm/all_to_all.hpp>
 #include <moe/comm/bound_plan.hpp>
+#include <moe/comm/collectives.hpp>
 #include <moe/comm/communicator.hpp>
 #include <moe/comm/coordinated.hpp>
 #include <moe/comm/deduplicated.hpp>
 #include <moe/comm/exchange_plan.hpp>
+#include <moe/comm/expected_rows.hpp>
+#include <moe/comm/expert_groups.hpp>
+#include <moe/comm/expert_hosts.hpp>
 #include <moe/comm/flat.hpp>
 #include <moe/comm/grid.hpp>
+#include <moe/comm/hierarchical_all_to_all.hpp>
 #include <moe/comm/leader.hpp>
 #include <moe/comm/make_plan.hpp>
 #include <moe/comm/plan_algebra.hpp>
@@ -18,8 +23,10 @@
 #include <moe/comm/row_parts.hpp>
 #include <moe/comm/self.hpp>
 #include <moe/comm/sharded.hpp>
+#include <moe/comm/slot_names.hpp>
 #include <moe/comm/threads.hpp>
 #include <moe/comm/token_binder.hpp>
+#include <moe/comm/token_exchange.hpp>
 #include <moe/comm/token_plan.hpp>
 #include <moe/comm/topology.hpp>
 #include <moe/comm/traffic.hpp>
@@ -35,6 +42,7 @@
 #include <moe/core/lanes.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/numeric.hpp>
+#include <moe/core/part.hpp>
 #include <moe/core/random.hpp>
 #include <moe/core/scalar.hpp>
 #include <moe/core/score_row.hpp>
@@ -72,8 +80,11 @@
 #include <moe/gate/score_gradient.hpp>
 #include <moe/gate/select.hpp>
 #include <moe/gate/weigh.hpp>
+#include <moe/layer/gathered_experts.hpp>
 #include <moe/layer/layer_types.hpp>
+#include <moe/layer/lost_contributions.hpp>
 #include <moe/layer/moe_layer.hpp>
+#include <moe/layer/parallel_experts.hpp>
 #include <moe/layer/residual_layer.hpp>
 #include <moe/layer/router.hpp>
 #include <moe/layer/visit_preset.hpp>

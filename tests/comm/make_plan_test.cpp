@@ -223,8 +223,8 @@ TEST_CASE("comm/make_plan: no strategy copies more than a pack and an unpack of 
   }
 }
 
-TEST_CASE("comm/make_plan: 1024 ranks") {
-  int const nodes = moe_test::instrumented ? 16 : 128;
+TEST_CASE("comm/make_plan: 512 ranks") {
+  int const nodes = moe_test::instrumented ? 16 : 64;
   topology const ranks = topology::even(nodes, 8);
   auto const check = [&](auto const& path, int messages) {
     std::vector<exchange_plan> const plans = moe::make_plans(path, ranks);

@@ -8,6 +8,7 @@
 #include <random>
 #include <string>
 #include <support/disturbed.hpp>
+#include <support/exchanged_rows.hpp>
 #include <support/refusal.hpp>
 #include <vector>
 
@@ -31,42 +32,17 @@ using moe::exchange_plan;
 using moe::exchange_status;
 using moe::outcome;
 using moe::topology;
+using moe_test::append_rows;
+using moe_test::at;
+using moe_test::counts;
+using moe_test::exchange_both_ways;
+using moe_test::exchange_coordinated;
+using moe_test::late;
+using moe_test::M;
+using moe_test::random_counts;
+using moe_test::skew;
 using namespace std::chrono_literals;
-using counts = std::vector<std::vector<std::int64_t>>;  // [source][destination]
 using disturbed = moe_test::disturbed<moe::thread_communicator>;
-
-std::size_t at(int i) {
-  return static_cast<std::size_t>(i);
-}
-
-/// Far enough for a machine that is busy; nothing here waits for it.
-moe::deadline late() {
-  return moe::within(60s);
-}
-
-constexpr int M = 3;
-
-/// Rows are numbers that say where they come from and where they go.
-void append_rows(std::vector<float>& rows, int s, int d, std::int64_t count) {
-  for (std::int64_t i = 0; i < count; ++i)
-    for (int c = 0; c < M; ++c) rows.push_back(static_cast<float>(((s * 32 + d) * 32 + i) * M + c));
-}
-
-enum class skew { none, zeros, one_hot, nothing };
-
-counts random_counts(int R, skew kind, unsigned seed) {
-  std::mt19937 random(seed);
-  counts n(at(R), std::vector<std::int64_t>(at(R)));
-  int const hot = static_cast<int>(random()) & 0xffff;
-  for (auto& row : n)
-    for (int d = 0; d < R; ++d) {
-      auto const any = static_cast<std::int64_t>(random() % 20);
-      bool const none = kind == skew::nothing || (kind == skew::zeros && random() % 3 != 0) ||
-                        (kind == skew::one_hot && d != hot % R);
-      row[at(d)] = none ? 0 : any;
-    }
-  return n;
-}
 
 std::vector<exchange_plan> plans_of(int strategy, topology const& ranks) {
   switch (strategy) {
@@ -81,38 +57,6 @@ std::vector<exchange_plan> plans_of(int strategy, topology const& ranks) {
   }
 }
 constexpr int strategies = 4;
-
-/// There and back, as rank r: true if all rows were right.
-template <class C>
-bool exchange_both_ways(C& comm, exchange_plan const& plan, counts const& n) {
-  int const R = comm.size(), r = comm.rank();
-  std::vector<float> rows, expected;
-  for (int i = 0; i < R; ++i) {
-    append_rows(rows, r, i, n[at(r)][at(i)]);
-    append_rows(expected, i, r, n[at(i)][at(r)]);
-  }
-  exchange_plan const back_plan = transpose(plan);
-  moe::bound_plan there(plan), back(back_plan);
-  moe::rank_exchange exchange(comm);
-  if (!exchange.bind(there, n[at(r)], late())) return false;
-  for (int s = 0; s < R; ++s)
-    if (there.output_counts()[s] != n[at(s)][at(r)]) return false;
-  back.bind_back(there);
-  std::int64_t const received = there.output_rows();
-  std::vector<float> out(at(static_cast<int>(received) * M)), home(rows.size());
-  for (int repeat = 0; repeat < 2; ++repeat) {
-    std::fill(out.begin(), out.end(), -1.f);
-    if (!exchange.template run<float>(there, {rows, there.input_rows(), M}, {out, received, M},
-                                      late()))
-      return false;
-    if (out != expected) return false;
-    if (!exchange.template run<float>(back, {out, received, M}, {home, back.output_rows(), M},
-                                      late()))
-      return false;
-    if (home != rows) return false;
-  }
-  return true;
-}
 
 template <class F>
 std::vector<char> on_ranks(int R, F const& f) {
@@ -249,45 +193,11 @@ TEST_CASE(
 }
 
 TEST_CASE("comm/rank_exchange: coordinated groups hold the same rows before and after") {
-  constexpr int R = 6, L = 2, S = R / L;
-  topology const ranks = topology::even(S, L);
+  constexpr int R = 6, L = 2;
+  topology const ranks = topology::even(R / L, L);
   for (auto const form : {moe::shared_by::expert, moe::shared_by::expert_slice}) {
     auto const right = on_ranks(R, [&](moe::thread_communicator& comm) {
-      int const g = comm.rank() / L, l = comm.rank() % L;
-      auto const plans = moe::make_coordinated_plans(ranks, L, form, comm.rank());
-      moe::bound_plan dispatch(plans.dispatch), combine(plans.combine);
-      moe::rank_exchange exchange(comm);
-      auto const n = [](int from, int to, int part) { return (from + 2 * to + part) % 4; };
-      std::vector<std::int64_t> sent, returned;
-      std::vector<float> rows, expected, home, home_expected;
-      for (int s = 0; s < S; ++s) {
-        sent.push_back(n(g, s, l));
-        append_rows(rows, g, s * L + l, sent.back());
-      }
-      if (!exchange.bind(dispatch, sent, late())) return false;
-      int const gathered = form == moe::shared_by::expert ? 1 : L;
-      for (int t = 0; t < gathered; ++t)
-        for (int s = 0; s < S; ++s) {
-          int const part = form == moe::shared_by::expert ? l : t;
-          append_rows(expected, s, g * L + part, n(s, g, part));
-        }
-      std::int64_t const N = dispatch.output_rows();
-      std::vector<float> out(at(static_cast<int>(N) * M));
-      if (!exchange.run<float>(dispatch, {rows, dispatch.input_rows(), M}, {out, N, M}, late()) ||
-          out != expected)
-        return false;
-      // Back goes what belongs to this rank's part.
-      for (int s = 0; s < S; ++s) {
-        returned.push_back(n(s, g, l));
-        append_rows(home, s, g * L + l, returned.back());
-      }
-      for (int t = 0; t < L; ++t)
-        for (int s = 0; s < S; ++s) append_rows(home_expected, g, s * L + t, n(g, s, t));
-      if (!exchange.bind(combine, returned, late())) return false;
-      std::vector<float> all(at(static_cast<int>(combine.output_rows()) * M));
-      return exchange.run<float>(combine, {home, combine.input_rows(), M},
-                                 {all, combine.output_rows(), M}, late()) &&
-             all == home_expected;
+      return exchange_coordinated(comm, ranks, L, form);
     });
     CHECK(right == std::vector<char>(R, true));
   }
@@ -324,28 +234,36 @@ TEST_CASE("comm/rank_exchange: every expert of a rank has counts of its own") {
 
 TEST_CASE("comm/rank_exchange: fixed sizes need no counts, and other executors may run meanwhile") {
   constexpr int R = 4, C = 2;
-  auto const plans = plans_of(1, topology::even(2, 2));
-  auto const right = on_ranks(R, [&](moe::thread_communicator& comm) {
-    int const r = comm.rank();
-    moe::bound_plan sizes(plans[at(r)]);
-    sizes.bind_equal(C);
-    moe::rank_exchange a(comm), b(comm);
-    std::vector<float> rows, expected, out_a(R * C * M), out_b(R * C * M);
-    for (int i = 0; i < R; ++i) {
-      append_rows(rows, r, i, C);
-      append_rows(expected, i, r, C);
-    }
-    // Two under way, begun in the same order everywhere and ended in the other one.
-    if (!a.begin<float>(sizes, {rows, R * C, M}, {out_a, R * C, M})) return false;
-    if (!b.begin<float>(sizes, {rows, R * C, M}, {out_b, R * C, M})) return false;
-    for (int i = 0; i < 100000; ++i) {
-      outcome const done_b = b.poll(), done_a = a.poll();
-      if (done_a && done_b) break;
-      std::this_thread::yield();
-    }
-    return b.finish(late()) && a.finish(late()) && out_a == expected && out_b == expected;
-  });
-  CHECK(right == std::vector<char>(R, true));
+  // Ranks come to the second phases of two exchanges in any order: then each needs a communicator.
+  for (int const strategy : {0, 1}) {
+    auto const plans = plans_of(strategy, topology::even(2, 2));
+    auto const right = on_ranks(R, [&](moe::thread_communicator& comm) {
+      int const r = comm.rank();
+      moe::thread_communicator second;
+      if (!comm.split(0, 0, late(), second)) return false;
+      moe::bound_plan sizes(plans[at(r)]);
+      sizes.bind_equal(C);
+      moe::rank_exchange a(comm), b(strategy == 0 ? comm : second);
+      std::vector<float> rows, others, expected, out_a(R * C * M), out_b(R * C * M);
+      for (int i = 0; i < R; ++i) {
+        append_rows(rows, r, i, C);
+        append_rows(expected, i, r, C);
+      }
+      for (float const x : rows) others.push_back(-x);
+      // Two under way, begun in the same order everywhere and ended in the other one.
+      if (!a.begin<float>(sizes, {rows, R * C, M}, {out_a, R * C, M})) return false;
+      if (!b.begin<float>(sizes, {others, R * C, M}, {out_b, R * C, M})) return false;
+      for (int i = 0; i < 100000; ++i) {
+        outcome const done_b = b.poll(), done_a = a.poll();
+        if (done_a && done_b) break;
+        std::this_thread::yield();
+      }
+      bool same = b.finish(late()) && a.finish(late()) && out_a == expected;
+      for (std::size_t i = 0; i < expected.size(); ++i) same = same && out_b[i] == -expected[i];
+      return same;
+    });
+    CHECK(right == std::vector<char>(R, true));
+  }
 }
 
 TEST_CASE(

@@ -14,6 +14,7 @@
 #include <moe/comm/grid.hpp>
 #include <moe/comm/leader.hpp>
 #include <moe/comm/plan_algebra.hpp>
+#include <moe/comm/sharded.hpp>
 #include <moe/comm/token_plan.hpp>
 #include <moe/comm/topology.hpp>
 #include <moe/comm/traffic.hpp>
@@ -106,6 +107,25 @@ void check_tokens_of(Strategy const& strategy, topology const& ranks) {
   check_tokens(moe::make_token_plans(strategy, ranks), ranks);
 }
 
+/// All tokens go to all ranks; what a rank has sent to several comes back as a sum.
+void check_sharded_tokens(topology const& ranks) {
+  int const R = ranks.size();
+  plans const there = moe::make_token_plans(moe::sharded{}, ranks);
+  bool ends = static_cast<int>(there.size()) == R;
+  for (int i = 0; i < R && ends; ++i) {
+    exchange_plan const& p = there[static_cast<std::size_t>(i)];
+    ends = p.rank == ranks.rank(i) && p.epoch == ranks.epoch() &&
+           p.input == std::vector{piece{i, 0, 0, R}} && static_cast<int>(p.output.size()) == R;
+    for (int s = 0; s < R && ends; ++s)
+      ends = p.output[static_cast<std::size_t>(s)] == piece{s, 0, 0, R};
+  }
+  REQUIRE(ends);
+  check_verdict(there);
+  plans const back = transposed(there);
+  check_verdict(back);
+  check_verdict(transposed(back));
+}
+
 std::vector<topology> small_topologies() {
   std::vector<topology> all;
   for (auto const& [nodes, G] :
@@ -135,6 +155,7 @@ TEST_CASE(
     check_tokens_of(moe::leader{}, ranks);
     check_tokens_of(moe::deduplicated{}, ranks);
     check_tokens_of(moe::grid<2>{{1, ranks.size()}}, ranks);
+    check_sharded_tokens(ranks);
   }
   check_tokens_of(moe::grid<2>{{3, 4}}, topology::even(3, 4));
   check_tokens_of(moe::grid<3>{{2, 3, 2}}, topology::even(6, 2));
@@ -201,25 +222,34 @@ TEST_CASE("comm/token_plan: messages equal the formulas") {
 }
 
 TEST_CASE("comm/token_plan: 1024 ranks, on even nodes and on others") {
-  std::vector<int> sizes;
-  int const most = moe_test::instrumented ? 128 : 1024;
-  for (int R = 0; R < most; R += sizes.back())
-    sizes.push_back(std::min(most - R, 1 + static_cast<int>(sizes.size() * 5 % 16)));
+  auto const uneven = [](int R) {
+    std::vector<int> sizes;
+    for (int left = R; left > 0; left -= sizes.back())
+      sizes.push_back(std::min(left, 1 + static_cast<int>(sizes.size() * 5 % 16)));
+    return topology::of_nodes(sizes);
+  };
   double slowest = 0;
-  for (topology const& ranks : {topology::even(most / 8, 8), topology::of_nodes(sizes)}) {
-    auto const check = [&](auto const& strategy) {
-      plans const there = moe::make_token_plans(strategy, ranks);
-      auto const begin = std::chrono::steady_clock::now();
-      check_verdict(there);
-      slowest = std::max(
-          slowest, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
-      check_verdict(transposed(there));
-    };
-    check(moe::flat{});
-    check(inter_first);
-    check(intra_first);
-    check(moe::leader{});
-    check(moe::deduplicated{});
+  auto const check = [&](auto const& strategy, topology const& ranks) {
+    plans p = moe::make_token_plans(strategy, ranks);
+    auto const begin = std::chrono::steady_clock::now();
+    check_verdict(p);
+    slowest = std::max(
+        slowest, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    for (exchange_plan& plan : p) plan = transpose(plan);
+    check_verdict(p);
+  };
+  auto const check_paths = [&](topology const& ranks) {
+    check(moe::flat{}, ranks);
+    check(inter_first, ranks);
+    check(intra_first, ranks);
+    check(moe::leader{}, ranks);
+  };
+  int const most = moe_test::instrumented ? 128 : 1024;
+  check_paths(topology::even(most / 8, 8));
+  check_paths(uneven(most / 4));
+  for (topology const& ranks : {topology::even(most / 8, 8), uneven(most)}) {
+    check(moe::deduplicated{}, ranks);
+    check(moe::sharded{}, ranks);
   }
   MESSAGE("the slowest verdict took " << slowest << " s");
 }

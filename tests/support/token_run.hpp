@@ -62,9 +62,17 @@ class token_run {
     return tokens;
   }
 
+  bool are_ranges(std::vector<moe::piece> const& names) const {
+    return std::all_of(names.begin(), names.end(), [&](moe::piece const& p) {
+      return p.span >= 1 && p.span <= ranks() && p.destination < 1 << 30;
+    });
+  }
+
   bool start() {
     for (moe::exchange_plan const& p : plans_) {
-      if (p.phases.size() != plans_[0].phases.size()) return false;
+      if (p.phases.size() != plans_[0].phases.size() || !are_ranges(p.input) ||
+          !are_ranges(p.output))
+        return false;
       std::vector<std::vector<std::optional<slot>>> buffers;
       for (int const slots : p.buffers) buffers.emplace_back(static_cast<std::size_t>(slots));
       for (std::size_t i = 0; i < p.input.size(); ++i) {

@@ -28,6 +28,10 @@ namespace moe::inline MOE_ABI {
 /// Owns the staging rows and the arrays of messages, and keeps them: a run allocates nothing once the
 /// object has seen its largest. Results are bitwise the same in every run: sums are made in the order
 /// of the plan.
+///
+/// Several may have exchanges under way over one communicator, begun in the same order on all ranks, if
+/// the plans have one phase. With more phases each needs a communicator of its own (`split`): ranks come
+/// to the later phases in any order, and messages meet in that order.
 template <class C>
 class rank_exchange {
   static_assert(communicator<C> && std::same_as<typename C::memory_space, host_memory>);

@@ -60,4 +60,22 @@ inline exchange_plan make_sharded_plan(topology const& ranks, int rank,
   return plan;
 }
 
+/// The strategy for experts that are sliced over all ranks: every token that any rank wants goes to all.
+struct sharded {};
+
+/// One rank's sharded plan of tokens: input slot 0 holds its tokens, output slot s those of index s. Bound
+/// with room for the most tokens of any rank, it exchanges no counts.
+/// @throws precondition_error if rank is not in `ranks`.
+inline exchange_plan make_token_plan(sharded, topology const& ranks, int rank,
+                                     call_site site = call_site::here()) {
+  exchange_plan plan = make_sharded_plan(ranks, rank, site);
+  int const chosen = detail::add_buffer(plan, 1), R = ranks.size();
+  plan.input[0] = {plan.input[0].source, 0, 0, R};
+  for (piece& p : plan.output) p = {p.source, 0, 0, R};
+  for (message& m : plan.phases[0].sends) m.at.buffer = chosen;
+  for (row_move& m : plan.last) m.from.buffer = chosen;
+  plan.phases[0].moves.push_back({{0, 0}, {chosen, 0}, 1, row_action::select, plan.input[0]});
+  return plan;
+}
+
 }  // namespace moe::inline MOE_ABI

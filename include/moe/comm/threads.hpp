@@ -16,6 +16,7 @@
 #include <vector>
 
 #include <moe/comm/communicator.hpp>
+#include <moe/comm/detail/split_members.hpp>
 #include <moe/comm/detail/thread_lanes.hpp>
 #include <moe/core/concepts.hpp>
 #include <moe/core/config.hpp>
@@ -148,30 +149,14 @@ class thread_communicator {
 
   outcome split(int color, int key, deadline until, thread_communicator& child) {
     child = {};
-    std::vector<entry> all(static_cast<std::size_t>(size()));
-    entry const mine{color, key, rank_};
-    std::vector<outgoing> sends;
-    std::vector<incoming> receives;
-    for (int r = 0; r < size(); ++r) {
-      if (r == rank_) continue;
-      sends.push_back({reinterpret_cast<std::byte const*>(&mine), sizeof mine, r});
-      receives.push_back(
-          {reinterpret_cast<std::byte*>(&all[static_cast<std::size_t>(r)]), sizeof mine, r});
-    }
-    if (outcome const told = exchange_now(*this, sends, receives, until); !told) return told;
+    std::vector<int> members;  // as this communicator counts, then as the world does
+    outcome const told = detail::members_of_split(*this, color, key, until, members);
+    if (!told) return told;
     int const generation = splits_++;
     if (color < 0) return {};
-    all[static_cast<std::size_t>(rank_)] = mine;
-
-    std::erase_if(all, [&](entry const& e) { return e.color != color; });
-    std::stable_sort(all.begin(), all.end(),
-                     [](entry const& a, entry const& b) { return a.key < b.key; });
-    std::vector<int> members;
-    members.reserve(all.size());
-    for (entry const& e : all) {
-      if (e.rank == rank_) child.rank_ = static_cast<int>(members.size());
-      members.push_back(context_->members[static_cast<std::size_t>(e.rank)]);
-    }
+    child.rank_ =
+        static_cast<int>(std::find(members.begin(), members.end(), rank_) - members.begin());
+    for (int& m : members) m = context_->members[static_cast<std::size_t>(m)];
     // The first member that comes here makes the context, the last one forgets it.
     std::lock_guard const lock(context_->children_mutex);
     auto& children = context_->children;
@@ -201,9 +186,6 @@ class thread_communicator {
  private:
   friend class thread_world;
   enum class taking { yes, no, other_length };
-  struct entry {
-    int color = 0, key = 0, rank = 0;
-  };
 
   thread_communicator(std::shared_ptr<detail::thread_context> context, int rank)
       : context_(std::move(context)), rank_(rank) {}

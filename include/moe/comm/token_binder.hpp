@@ -50,8 +50,9 @@ class token_binder {
   ///               and tokens that find no room in a slot do not go there; see lost().
   /// @return What failed, if anything did; then the communicator has aborted.
   /// @throws precondition_error if the plan is not of this rank or has not one input slot; a key has no
-  ///         host; there is room for less than none, or for more than one host of a key; or the plan
-  ///         sends all tokens, there is room, and it is not T.
+  ///         host; there is room for less than none, or for less than all T while a key has several
+  ///         hosts (of which some might lose it); or the plan sends all tokens, there is room, and it
+  ///         is not T.
   /// @note  Collective; blocks. @cost O(T K) for each slot that tokens are selected from.
   outcome bind(bound_plan& sizes, matrix_view<std::int32_t const> keys, key_hosts const& hosts,
                std::int64_t room, deadline until, call_site site = call_site::here()) {
@@ -91,10 +92,12 @@ class token_binder {
                 sizes.plan().buffers[0] == 1,
             "token_binder::bind: a plan of tokens of the communicator's rank", site,
             {{"comm.rank()", comm_->rank()}});
-    expects(hosts.each >= 1 && hosts.index.size() % hosts.each == 0 && room >= 0 &&
-                (room == 0 || hosts.each == 1),
-            "token_binder::bind: hosts of each key; room >= 0, and 0 if keys have several", site,
-            {{"hosts", hosts.index.size()}, {"each", hosts.each}, {"room", room}});
+    expects(
+        hosts.each >= 1 && hosts.index.size() % hosts.each == 0 && room >= 0 &&
+            (room == 0 || hosts.each == 1 || room >= keys.rows()),
+        "token_binder::bind: hosts of each key; room >= 0, and for all T if keys have several",
+        site,
+        {{"hosts", hosts.index.size()}, {"each", hosts.each}, {"room", room}, {"T", keys.rows()}});
     constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
     expects(keys.rows() <= most && keys.ld() >= keys.cols() && keys.cols() >= 1,
             "token_binder::bind: keys is [T,K], T fits 32 bits", site,
