@@ -146,8 +146,7 @@ class nccl_communicator {
   outcome copy(std::byte* to, std::byte const* from, std::size_t bytes) {
     if (is_over()) return {exchange_status::aborted};
     if (outcome const ready = settle(); !ready || bytes == 0) return ready;
-    return detail::cuda_outcome(
-        cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_));
+    return detail::cuda_outcome(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_));
   }
 
   /// The child has the same stream and options.

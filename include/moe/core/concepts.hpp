@@ -355,10 +355,12 @@ concept communicator = requires(C& c, C const& k, vector_view<outgoing const> se
 /// Syntax.    Below. `C::stream_ordered` is true; pointers are to memory of the device.
 /// Semantics. poll's `ok` means that the exchange has been enqueued: work that is enqueued on the same
 ///            stream afterwards sees what was received, and may overwrite what was sent. Nothing has
-///            to have arrived. copy enqueues a copy within the device, after all exchanges that were
-///            started. wait_for_stream ends when the device has done everything that was enqueued, or
-///            at the deadline, or with what failed; then the communicator has aborted.
-/// Cost.      Only wait_for_stream waits for the device.
+///            to have arrived. copy enqueues a copy between memory of the device and of the host, or
+///            within either, after all exchanges that were started; copies of pageable memory may wait
+///            for what the stream has before them. wait_for_stream ends when the device has done
+///            everything that was enqueued, or at the deadline, or with what failed; then the
+///            communicator has aborted.
+/// Cost.      But for those copies, only wait_for_stream waits for the device.
 /// Models.    `nccl_communicator`.
 template <class C>
 concept stream_communicator =
