@@ -29,7 +29,7 @@ struct add_rows_kernel {
     for (std::int64_t i = (std::int64_t{Threads} * b.block() + b.thread()) * Vector; i < n;
          i += step) {
       if constexpr (Vector == 1) {
-        to[i] = detail::sum_of(to[i], from[i]);
+        to[i] = detail::add_elements(to[i], from[i]);
       } else {
         using chunk = detail::chunk<T, Vector>;
         accumulate_t<T> sum[Vector], more[Vector];

@@ -15,7 +15,7 @@ namespace detail {
 
 /// The sum of two elements of rows, rounded once.
 template <class T>
-MOE_HOST_DEVICE constexpr T sum_of(T a, T b) {
+MOE_HOST_DEVICE constexpr T add_elements(T a, T b) {
   if constexpr (scalar<T>)
     return static_cast<T>(static_cast<accumulate_t<T>>(a) + static_cast<accumulate_t<T>>(b));
   else
@@ -35,7 +35,8 @@ row_format format_of_rows(std::int64_t columns) {
           [](std::byte* to, std::byte const* from, std::size_t bytes) {
             T* const sum = reinterpret_cast<T*>(to);
             T const* const more = reinterpret_cast<T const*>(from);
-            for (std::size_t i = 0; i < bytes / sizeof(T); ++i) sum[i] = sum_of(sum[i], more[i]);
+            for (std::size_t i = 0; i < bytes / sizeof(T); ++i)
+              sum[i] = add_elements(sum[i], more[i]);
           }};
 }
 
