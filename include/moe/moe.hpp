@@ -82,12 +82,17 @@
 #include <moe/gate/select.hpp>
 #include <moe/gate/weigh.hpp>
 #include <moe/layer/gathered_experts.hpp>
+#include <moe/layer/global_losses.hpp>
+#include <moe/layer/head_parallel.hpp>
+#include <moe/layer/layer_saved.hpp>
 #include <moe/layer/layer_types.hpp>
 #include <moe/layer/lost_contributions.hpp>
 #include <moe/layer/moe_layer.hpp>
 #include <moe/layer/parallel_experts.hpp>
+#include <moe/layer/reduce_gradients.hpp>
 #include <moe/layer/residual_layer.hpp>
 #include <moe/layer/router.hpp>
+#include <moe/layer/sequence_parts.hpp>
 #include <moe/layer/visit_preset.hpp>
 #include <moe/loss/gate_losses_kernel.hpp>
 #include <moe/loss/importance.hpp>

@@ -6,7 +6,7 @@
 #include <doctest/doctest.h>
 #include <random>
 #include <string>
-#include <support/counting.hpp>
+#include <support/counted.hpp>
 #include <support/disturbed.hpp>
 #include <support/refusal.hpp>
 #include <vector>
@@ -14,6 +14,7 @@
 #include <moe/comm/collectives.hpp>
 #include <moe/comm/self.hpp>
 #include <moe/comm/threads.hpp>
+#include <moe/comm/topology.hpp>
 #include <moe/core/scalar.hpp>
 
 namespace {
@@ -191,9 +192,9 @@ TEST_CASE("comm/collectives: an all_reduce sends each value twice, whatever the 
   for (int const R : {2, 4, 8}) {
     std::int64_t const n = 8 * 300;
     auto const right = on_ranks(R, 0, [&](auto& inner) {
-      moe_test::counting<std::remove_reference_t<decltype(inner)>> comm(inner);
-      return reduces<float>(comm, n, 1) && comm.messages == 2 * (R - 1) &&
-             comm.bytes == 2 * n / R * (R - 1) * 4;
+      moe_test::counted comm(inner, moe::topology::even(1, R));
+      moe_test::link_counts const expected{2 * (R - 1), 2 * n / R * (R - 1) * 4};
+      return reduces<float>(comm, n, 1) && comm.within_nodes == expected;
     });
     CHECK(right == std::vector<char>(at(R), true));
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <cstdint>
 #include <doctest/doctest.h>
+#include <support/counted.hpp>
 #include <support/exchanged_rows.hpp>
 #include <support/refusal.hpp>
 #include <vector>
@@ -58,6 +59,22 @@ TEST_CASE("comm/hierarchical_all_to_all: equal blocks, over threads, by any stra
     });
     CHECK(right == std::vector<char>(8, true));
   }
+}
+
+TEST_CASE("comm/hierarchical_all_to_all: as many messages as the strategy has") {
+  topology const ranks = topology::even(2, 3);
+  std::vector<std::int64_t> flat(6), two_hop(6);
+  moe::thread_world world(6);
+  world.run([&](moe::thread_communicator& inner) {
+    moe_test::counted comm(inner, ranks);
+    if (!exchange_blocks(comm, ranks, 2, moe::flat{})) return;
+    flat[at(comm.rank())] = comm.between_nodes.messages;
+    comm.between_nodes = {};
+    if (!exchange_blocks(comm, ranks, 2, moe::two_hop{})) return;
+    two_hop[at(comm.rank())] = comm.between_nodes.messages;
+  });
+  CHECK(flat == std::vector<std::int64_t>(6, 3));
+  CHECK(two_hop == std::vector<std::int64_t>(6, 1));
 }
 
 TEST_CASE("comm/hierarchical_all_to_all: broken preconditions") {

@@ -207,6 +207,10 @@ TEST_CASE("comm/token_plan: messages equal the formulas") {
     CHECK(once.between_nodes == moe::link_traffic{G * N * (N - 1), G * N * (N - 1)});
     CHECK(once.within_nodes == moe::link_traffic{G * (G - 1) * N, G * (G - 1) * N * N});
     if (G > 1) CHECK(once.copied_slots == G * N * (N - 1 + G * N));
+    auto const all = count(moe::sharded{});
+    int const R = N * G;
+    CHECK(all.between_nodes == moe::link_traffic{R * (R - G), R * (R - G)});
+    CHECK(all.within_nodes == moe::link_traffic{R * (G - 1), R * (G - 1)});
     // Tokens change nothing in the messages of a path.
     auto const same = [&](auto const& path) {
       auto const plain = count_traffic(moe::make_plans(path, ranks), ranks), t = count(path);

@@ -61,10 +61,10 @@ namespace detail {
 /// @return R
 constexpr int expect_layout(expert_parallelism const& degrees, rank_layout const& layout,
                             call_site site) {
-  int const EP = degrees.expert_parallel, D = degrees.data_parallel, S = degrees.slices;
-  expects(EP >= 1 && D >= 1 && S >= 1, "expert_groups: degrees >= 1", site,
-          {{"expert_parallel", EP}, {"data_parallel", D}, {"slices", S}});
-  int const R = EP * D * S, L = layout.same_tokens;
+  int const parallel = degrees.expert_parallel, D = degrees.data_parallel, S = degrees.slices;
+  expects(parallel >= 1 && D >= 1 && S >= 1, "expert_groups: degrees >= 1", site,
+          {{"expert_parallel", parallel}, {"data_parallel", D}, {"slices", S}});
+  int const R = parallel * D * S, L = layout.same_tokens;
   expects(L >= 1 && R % L == 0, "expert_groups: same_tokens divides the number of ranks", site,
           {{"same_tokens", L}, {"R", R}});
   return R;
@@ -76,14 +76,14 @@ constexpr int expect_layout(expert_parallelism const& degrees, rank_layout const
 /// @pre  The degrees are those of R ranks, 0 <= rank < R.
 constexpr expert_place place_of(expert_parallelism const& degrees, int rank,
                                 consecutive_ranks order = consecutive_ranks::experts) noexcept {
-  int const EP = degrees.expert_parallel, D = degrees.data_parallel, S = degrees.slices;
+  int const parallel = degrees.expert_parallel, D = degrees.data_parallel, S = degrees.slices;
   switch (order) {
     case consecutive_ranks::experts:
-      return {.copy = rank / EP / S, .slice = rank / EP % S, .expert = rank % EP};
+      return {.copy = rank / parallel / S, .slice = rank / parallel % S, .expert = rank % parallel};
     case consecutive_ranks::slices:
-      return {.copy = rank / S / EP, .slice = rank % S, .expert = rank / S % EP};
+      return {.copy = rank / S / parallel, .slice = rank % S, .expert = rank / S % parallel};
     default:
-      return {.copy = rank % D, .slice = rank / D / EP, .expert = rank / D % EP};
+      return {.copy = rank % D, .slice = rank / D / parallel, .expert = rank / D % parallel};
   }
 }
 
@@ -99,12 +99,12 @@ constexpr expert_groups<group_place> groups_of(expert_parallelism const& degrees
                                                call_site site = call_site::here()) {
   int const R = detail::expect_layout(degrees, layout, site);
   expects(rank >= 0 && rank < R, "expert_groups: 0 <= rank < R", site, {{"rank", rank}, {"R", R}});
-  int const EP = degrees.expert_parallel, S = degrees.slices, L = layout.same_tokens;
+  int const parallel = degrees.expert_parallel, S = degrees.slices, L = layout.same_tokens;
   auto const [copy, slice, expert] = place_of(degrees, rank, layout.consecutive);
-  return {.copy = {copy, slice * EP + expert},
+  return {.copy = {copy, slice * parallel + expert},
           .experts = {copy * S + slice, expert},
-          .replicas = {slice * EP + expert, copy},
-          .slices = {copy * EP + expert, slice},
+          .replicas = {slice * parallel + expert, copy},
+          .slices = {copy * parallel + expert, slice},
           .tokens = {rank / L, rank % L},
           .data = {rank % L, rank / L}};
 }

@@ -28,12 +28,13 @@ class expert_hosts {
   expert_hosts(int E, expert_parallelism const& degrees, int rank,
                call_site site = call_site::here())
       : E_(E), per_rank_(degrees.experts_per_rank), slices_(degrees.slices), rank_(rank) {
-    int const EP = degrees.expert_parallel, R = EP * degrees.data_parallel * degrees.slices;
-    expects(E >= 1 && EP >= 1 && degrees.data_parallel >= 1 && slices_ >= 1 &&
-                EP * per_rank_ == E && rank >= 0 && rank < R,
+    int const parallel = degrees.expert_parallel,
+              R = parallel * degrees.data_parallel * degrees.slices;
+    expects(E >= 1 && parallel >= 1 && degrees.data_parallel >= 1 && slices_ >= 1 &&
+                parallel * per_rank_ == E && rank >= 0 && rank < R,
             "expert_hosts: expert_parallel * experts_per_rank = E, 0 <= rank < R", site,
             {{"E", E},
-             {"expert_parallel", EP},
+             {"expert_parallel", parallel},
              {"experts_per_rank", per_rank_},
              {"rank", rank},
              {"R", R}});
@@ -41,10 +42,10 @@ class expert_hosts {
     for (int copy = 0; copy < copies_; ++copy)
       for (int e = 0; e < E; ++e)
         for (int l = 0; l < slices_; ++l)
-          rank_of_.push_back((copy * slices_ + l) * EP + e / per_rank_);
-    slice_ = rank / EP % slices_;
-    int const copy = rank / EP / slices_;
-    first_ = copy * E + rank % EP * per_rank_;
+          rank_of_.push_back((copy * slices_ + l) * parallel + e / per_rank_);
+    slice_ = rank / parallel % slices_;
+    int const copy = rank / parallel / slices_;
+    first_ = copy * E + rank % parallel * per_rank_;
     for (int e = 0; e < E; ++e) physical_.push_back(copy * E + e);
   }
 
@@ -76,22 +77,22 @@ class expert_hosts {
   static expert_hosts adaptive(int E, expert_parallelism const& degrees, int r, int rank,
                                call_site site = call_site::here()) {
     expert_hosts h(E, degrees, rank, site);
-    int const EP = degrees.expert_parallel, S = degrees.slices;
+    int const parallel = degrees.expert_parallel, S = degrees.slices;
     expects(degrees.data_parallel == 1 && r >= 0 && (r == 0 || (r <= S && S % r == 0)),
             "expert_hosts::adaptive: no copies, r is 0 or divides slices", site,
             {{"data_parallel", degrees.data_parallel}, {"r", r}, {"slices", S}});
     // Pools are copies: their ranks compute the same for different tokens.
-    int const pool = r == 0 ? S : S / r, place = r == 0 ? rank : rank / EP % pool;
-    h.copies_ = r == 0 ? EP * S : pool;
+    int const pool = r == 0 ? S : S / r, place = r == 0 ? rank : rank / parallel % pool;
+    h.copies_ = r == 0 ? parallel * S : pool;
     h.slices_ = std::max(1, r);
-    h.slice_ = r == 0 ? 0 : rank / EP / pool;
+    h.slice_ = r == 0 ? 0 : rank / parallel / pool;
     h.per_rank_ = r == 0 ? E : degrees.experts_per_rank;
-    h.first_ = place * E + (r == 0 ? 0 : rank % EP * h.per_rank_);
+    h.first_ = place * E + (r == 0 ? 0 : rank % parallel * h.per_rank_);
     h.rank_of_.clear();
     for (int copy = 0; copy < h.copies_; ++copy)
       for (int e = 0; e < E; ++e)
         for (int l = 0; l < h.slices_; ++l)
-          h.rank_of_.push_back(r == 0 ? copy : (l * pool + copy) * EP + e / h.per_rank_);
+          h.rank_of_.push_back(r == 0 ? copy : (l * pool + copy) * parallel + e / h.per_rank_);
     for (int e = 0; e < E; ++e) h.physical_[static_cast<std::size_t>(e)] = place * E + e;
     return h;
   }

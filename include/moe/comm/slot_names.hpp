@@ -30,6 +30,7 @@ class slot_names {
       std::vector<std::vector<piece>> buffers;
       for (std::size_t b = 0; b < plans[i].buffers.size(); ++b) {
         std::vector<piece> names;
+        names.reserve(static_cast<std::size_t>(plans[i].buffers[b]));
         for (int s = 0; s < plans[i].buffers[b]; ++s)
           names.push_back(checker.name(i, {static_cast<int>(b), s}));
         buffers.push_back(std::move(names));

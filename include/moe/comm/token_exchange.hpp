@@ -18,6 +18,7 @@
 #include <moe/comm/rank_exchange.hpp>
 #include <moe/comm/row_parts.hpp>
 #include <moe/comm/token_binder.hpp>
+#include <moe/comm/token_plan.hpp>
 #include <moe/comm/topology.hpp>
 #include <moe/core/concepts.hpp>
 #include <moe/core/config.hpp>

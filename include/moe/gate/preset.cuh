@@ -79,8 +79,12 @@ void apply_preset_backward(X const& exec, preset<Gate, Overflow> const& p, matri
                            std::type_identity_t<vector_view<float const>> dweights, double dloss,
                            memory scratch, std::type_identity_t<matrix_view<float>> dlogits,
                            call_site site = call_site::here()) {
-  detail::apply_preset_backward(exec, p, logits, routed, table, dweights, dloss, scratch, dlogits,
-                                site);
+  detail::apply_preset_backward(
+      exec, p, logits, routed, table, dweights,
+      [&](memory room, vector_view<float> dscores) {
+        load_balance_backward(exec, routed, p.loss, dloss, room, dscores, site);
+      },
+      scratch, dlogits, site);
 }
 
 }  // namespace moe::inline MOE_ABI

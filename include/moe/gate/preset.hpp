@@ -92,12 +92,43 @@ std::size_t preset_scratch(cpu const& exec, preset<Gate, Overflow> const& p, std
   int const K = p.gate.k();
   memory_size scores, gradients;
   scores.add<V>(T * E);
+  scores.add<double>(load_balance_sums(E));
   gradients.add<V>(T * K);
   gradients.add<V>(E);
   std::size_t const steps =
       std::max({route_scratch<Gate, V>(exec, E), load_balance_scratch(T, E),
                 build_table_scratch(exec, preset_table_shape(p, T, E, P, sources))});
   return std::max(scores.bytes(), gradients.bytes()) + steps;
+}
+
+/// apply_preset, up to the sums that the load-balancing loss is made of.
+///
+/// @param loss_sums  [load_balance_sums(E)] out: added up over ranks, say, they make `load_balance` and its
+///                   gradient those of the tokens of all of them.
+/// @param scratch, others  As apply_preset takes them.
+/// @throws precondition_error as apply_preset, or if loss_sums has another size.
+template <class Gate, class Overflow, class L, std::floating_point V>
+void apply_preset(cpu const& exec, preset<Gate, Overflow> const& p, matrix_view<L> logits,
+                  batch const& tokens, expert_map const& map, memory scratch,
+                  basic_routing<V>& routed, routing_table& table,
+                  std::type_identity_t<vector_view<V>> weights, vector_view<double> loss_sums,
+                  call_site site = call_site::here()) {
+  std::int64_t const T = logits.rows();
+  std::int64_t const E = logits.cols();
+  expects(weights.size() == T * p.gate.k(), "apply_preset: weights is [T*K]", site,
+          {{"size", weights.size()}, {"T", T}, {"K", p.gate.k()}});
+  matrix_view const scores(
+      scratch.take<V>(T * E, "apply_preset: scratch >= preset_scratch(exec, preset, T, E)", site),
+      T, E);
+  table_rules const rules = p.rules_when(tokens.training);
+
+  route(exec, p.gate, logits, tokens, scratch, routed, scores, site);
+  if constexpr (std::same_as<Overflow, overflow_by_rules>)
+    build_table(exec, routed, rules, map, scratch, table, site);
+  else
+    build_table(exec, routed, rules, p.overflow, map, scratch, table, site);
+  weigh_kept(exec, p.kept, table, routed.weight, weights.data(), site);
+  sum_load_balance(exec, scores, routed, p.loss, scratch, loss_sums, site);
 }
 
 /// From logits to rows and weights: route, build_table, weigh_kept, load_balance.
@@ -120,32 +151,23 @@ double apply_preset(cpu const& exec, preset<Gate, Overflow> const& p, matrix_vie
                     basic_routing<V>& routed, routing_table& table,
                     std::type_identity_t<vector_view<V>> weights,
                     call_site site = call_site::here()) {
-  std::int64_t const T = logits.rows();
-  std::int64_t const E = logits.cols();
-  expects(weights.size() == T * p.gate.k(), "apply_preset: weights is [T*K]", site,
-          {{"size", weights.size()}, {"T", T}, {"K", p.gate.k()}});
-  matrix_view const scores(
-      scratch.take<V>(T * E, "apply_preset: scratch >= preset_scratch(exec, preset, T, E)", site),
-      T, E);
-  table_rules const rules = p.rules_when(tokens.training);
-
-  route(exec, p.gate, logits, tokens, scratch, routed, scores, site);
-  if constexpr (std::same_as<Overflow, overflow_by_rules>)
-    build_table(exec, routed, rules, map, scratch, table, site);
-  else
-    build_table(exec, routed, rules, p.overflow, map, scratch, table, site);
-  weigh_kept(exec, p.kept, table, routed.weight, weights.data(), site);
-  return load_balance(exec, scores, routed, p.loss, scratch, site);
+  char const* const enough = "apply_preset: scratch >= preset_scratch(exec, preset, T, E)";
+  std::int64_t const n = load_balance_sums(static_cast<int>(logits.cols()));
+  vector_view const sums(scratch.take<double>(n, enough, site), n);
+  apply_preset(exec, p, logits, tokens, map, scratch, routed, table, weights, sums, site);
+  return load_balance(routed, p.loss, sums, site);
 }
 
 namespace detail {
 
 /// On any executor: it only calls what has an overload for each.
-template <class Executor, class Gate, class Overflow, class L, class V>
+/// @param balance_backward  balance_backward(scratch, dscores): the gradient of the loss.
+template <class Executor, class Gate, class Overflow, class L, class V, class BalanceBackward>
 void apply_preset_backward(Executor const& exec, preset<Gate, Overflow> const& p,
                            matrix_view<L> logits, basic_routing<V> const& routed,
-                           routing_table const& table, vector_view<V const> dweights, double dloss,
-                           memory scratch, matrix_view<V> dlogits, call_site site) {
+                           routing_table const& table, vector_view<V const> dweights,
+                           BalanceBackward const& balance_backward, memory scratch,
+                           matrix_view<V> dlogits, call_site site) {
   std::int64_t const pairs = routed.T * routed.K;
   expects(dweights.size() == pairs, "apply_preset_backward: dweights is [T*K]", site,
           {{"size", dweights.size()}, {"T", routed.T}, {"K", routed.K}});
@@ -154,7 +176,7 @@ void apply_preset_backward(Executor const& exec, preset<Gate, Overflow> const& p
   vector_view const dscores(scratch.take<V>(routed.E, enough, site), routed.E);
 
   weigh_kept_backward(exec, p.kept, table, routed.weight, dweights.data(), dgate, site);
-  load_balance_backward(exec, routed, p.loss, dloss, scratch, dscores, site);
+  balance_backward(scratch, dscores);
   bool const masked = p.loss.masked == load_balance_rule::masked_tokens::scored;
   route_backward(exec, p.gate, logits, routed, {dgate, routed.T, routed.K},
                  {.expert = dscores, .reaches_masked = masked, .token = {}}, scratch, dlogits,
@@ -182,8 +204,29 @@ void apply_preset_backward(cpu const& exec, preset<Gate, Overflow> const& p, mat
                            std::type_identity_t<vector_view<V const>> dweights, double dloss,
                            memory scratch, std::type_identity_t<matrix_view<V>> dlogits,
                            call_site site = call_site::here()) {
-  detail::apply_preset_backward(exec, p, logits, routed, table, dweights, dloss, scratch, dlogits,
-                                site);
+  detail::apply_preset_backward(
+      exec, p, logits, routed, table, dweights,
+      [&](memory room, vector_view<V> dscores) {
+        load_balance_backward(exec, routed, p.loss, dloss, room, dscores, site);
+      },
+      scratch, dlogits, site);
+}
+
+/// The same of a loss whose sums are given, say of the tokens of several ranks.
+/// @param loss_sums  [load_balance_sums(E)].
+template <class Gate, class Overflow, class L, std::floating_point V>
+void apply_preset_backward(cpu const& exec, preset<Gate, Overflow> const& p, matrix_view<L> logits,
+                           basic_routing<V> const& routed, routing_table const& table,
+                           std::type_identity_t<vector_view<V const>> dweights,
+                           vector_view<double const> loss_sums, double dloss, memory scratch,
+                           std::type_identity_t<matrix_view<V>> dlogits,
+                           call_site site = call_site::here()) {
+  detail::apply_preset_backward(
+      exec, p, logits, routed, table, dweights,
+      [&](memory, vector_view<V> dscores) {
+        load_balance_backward(routed, p.loss, loss_sums, dloss, dscores, site);
+      },
+      scratch, dlogits, site);
 }
 
 }  // namespace moe::inline MOE_ABI

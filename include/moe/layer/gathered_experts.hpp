@@ -42,10 +42,10 @@ struct adaptive_pool {
 
   /// @pre  As expert_hosts::adaptive.
   static adaptive_pool of(expert_parallelism const& degrees, int r, int rank) {
-    int const EP = degrees.expert_parallel, S = degrees.slices;
-    if (r == 0) return {{EP, S, true}, 0};
-    int const slice = rank / EP / (S / r);
-    return {{1, S / r, slice == 0}, slice * EP + rank % EP};
+    int const parallel = degrees.expert_parallel, S = degrees.slices;
+    if (r == 0) return {{parallel, S, true}, 0};
+    int const slice = rank / parallel / (S / r);
+    return {{1, S / r, slice == 0}, slice * parallel + rank % parallel};
   }
 };
 

@@ -75,6 +75,10 @@ void for_each_parameter(layer_weights<V, Parameters> const& values,
 /// with what the stage has just made:
 ///   logits(matrix_view<V>)                             [T,E]; may be changed, as a constant for the
 ///                                                      gradient;
+///   loss_sums(vector_view<double>)                     what the auxiliary losses are made of: the
+///                                                      load_balance_sums(E), and the z_loss_sums if
+///                                                      layer_shape::z_loss; may be changed, see
+///                                                      `global_losses`;
 ///   routed(basic_routing<V> const&, routing_table const&, vector_view<V const> weights);
 ///   rows_in(matrix_view<V const>), rows_out(...)       [N,M]: before and after the experts, which
 ///                                                      must be row_experts;

@@ -20,24 +20,13 @@
 #include <moe/expert/ffn.hpp>
 #include <moe/expert/segments.hpp>
 #include <moe/gate/preset.hpp>
+#include <moe/layer/layer_saved.hpp>
 #include <moe/layer/layer_types.hpp>
 #include <moe/layer/router.hpp>
+#include <moe/loss/load_balance.hpp>
 #include <moe/loss/z_loss.hpp>
 
 namespace moe::inline MOE_ABI {
-
-/// What a layer keeps from forward to backward, in memory that `moe_layer::carve_saved` was given.
-/// After a forward: what the router chose, the table, and the weights that were combined with.
-template <class V>
-struct layer_saved {
-  matrix_view<V> logits;    ///< [T,E]
-  basic_routing<V> routed;  ///< What `route` wrote.
-  routing_table table;
-  V* weights = nullptr;   ///< [T,K]: 0 where a pair was dropped.
-  memory experts;         ///< What the experts keep.
-  std::int64_t room = 0;  ///< Most tokens: the layer's T.
-  bool filled = false;    ///< A forward that saves has run.
-};
 
 /// tokens -> router -> preset {gate, capacity, overflow, kept weights, loss} -> experts -> out.
 ///
@@ -104,6 +93,7 @@ class moe_layer {
     memory_size size;
     size.add<V>(shape_.T * shape_.E);
     size.add<V>(shape_.T * K());
+    size.add<double>(loss_sums());
     return size.bytes() + routing_bytes<V>(shape_.T, K()) + table_bytes(table_bounds()) +
            experts_.template saved_bytes<V>(expert_shape(), table_bounds().max_rows) +
            memory::alignment;
@@ -116,6 +106,7 @@ class moe_layer {
     saved.room = shape_.T;
     saved.logits = {from.take<V>(shape_.T * shape_.E, enough, site), shape_.T, shape_.E};
     saved.weights = from.take<V>(shape_.T * K(), enough, site);
+    saved.loss_sums = {from.take<double>(loss_sums(), enough, site), loss_sums()};
     saved.routed = carve_routing<V>(from, shape_.T, K(), shape_.E, site);
     saved.table = carve_table(from, table_bounds(), site);
     expects(from.size() >= experts_.template saved_bytes<V>(expert_shape(), saved.table.max_rows),
@@ -170,10 +161,13 @@ class moe_layer {
 
     saved.routed.T = T;
     vector_view<V> const kept(saved.weights, T * K());
+    apply_preset(exec, preset_, logits, ids, {}, scratch, saved.routed, saved.table, kept,
+                 saved.balance_sums(), site);
+    if (shape_.z_loss) sum_z_loss(exec, logits, ids, scratch, saved.z_sums(), site);
+    if constexpr (requires { hooks.loss_sums(saved.loss_sums); }) hooks.loss_sums(saved.loss_sums);
     layer_losses losses;
-    losses.balance = apply_preset(exec, preset_, logits, ids, {}, scratch, saved.routed,
-                                  saved.table, kept, site);
-    if (shape_.z_loss) losses.z = z_loss(exec, logits, ids, scratch, site);
+    losses.balance = load_balance(saved.routed, preset_.loss, saved.balance_sums(), site);
+    if (shape_.z_loss) losses.z = z_loss(saved.z_sums(), site);
     vector_view<V const> const pair_weights = kept;
     if constexpr (requires { hooks.routed(saved.routed, saved.table, pair_weights); })
       hooks.routed(saved.routed, saved.table, pair_weights);
@@ -235,9 +229,9 @@ class moe_layer {
 
     matrix_view<V const> const logits(saved.logits.data(), T, shape_.E);
     apply_preset_backward(exec, preset_, logits, saved.routed, saved.table, dweights,
-                          losses.balance, scratch, dlogits, site);
+                          saved.balance_sums(), losses.balance, scratch, dlogits, site);
     batch const& ids = saved.routed.tokens;
-    if (losses.z != 0) z_loss_backward(exec, logits, ids, losses.z, scratch, dlogits, site);
+    if (losses.z != 0) z_loss_backward(exec, logits, ids, saved.z_sums(), losses.z, dlogits, site);
     compute_logits_backward(exec, tokens, parameters.router, preset_.input_jitter, ids, logits,
                             dlogits, dtokens, gradients.router, how, scratch, site);
   }
@@ -250,6 +244,10 @@ class moe_layer {
     return scratch.take<V>(count, scratch_rule, site);
   }
 
+  std::int64_t loss_sums() const noexcept {
+    return load_balance_sums(shape_.E) + (shape_.z_loss ? z_loss_sums : 0);
+  }
+
   ffn_shape expert_shape() const noexcept { return {shape_.E, shape_.M, shape_.H}; }
   table_shape table_bounds() const noexcept {
     return preset_table_shape(preset_, shape_.T, shape_.E);
@@ -258,17 +256,18 @@ class moe_layer {
   template <class V>
   void expect_arguments(matrix_view<V const> router, matrix_view<V const> tokens,
                         matrix_view<V> out, layer_saved<V> const& saved, call_site site) const {
-    expects(tokens.rows() <= shape_.T && saved.room == shape_.T &&
-                saved.logits.cols() == shape_.E && saved.routed.K == K(),
-            "moe_layer: T is within the bound of the layer, and saved was made for this layer",
-            site,
-            {{"T", tokens.rows()},
-             {"most", shape_.T},
-             {"saved's most", saved.room},
-             {"E", shape_.E},
-             {"saved's E", saved.logits.cols()},
-             {"K", K()},
-             {"saved's K", saved.routed.K}});
+    expects(
+        tokens.rows() <= shape_.T && saved.room == shape_.T && saved.logits.cols() == shape_.E &&
+            saved.routed.K == K() && saved.loss_sums.size() == loss_sums(),
+        "moe_layer: T is within the bound of the layer, and saved was made for this layer", site,
+        {{"T", tokens.rows()},
+         {"most", shape_.T},
+         {"saved's most", saved.room},
+         {"E", shape_.E},
+         {"saved's E", saved.logits.cols()},
+         {"K", K()},
+         {"saved's K", saved.routed.K},
+         {"saved's loss sums", saved.loss_sums.size()}});
     expects(tokens.cols() == shape_.M && out.rows() == tokens.rows() && out.cols() == shape_.M &&
                 router.rows() == shape_.M && router.cols() == shape_.E,
             "moe_layer: tokens and the other side are [T,M], the router is [M,E]", site,

@@ -142,13 +142,13 @@ class parallel_experts {
     auto const begin = [&](int c) {
       chunk_state<V>& chunk = kept.chunk[c];
       auto const [first, n] = tokens_of(c, T);
-      check(exchange_->bind(c, {key + first * K(), n, K()}, site), "parallel_experts: bind");
+      expect_done(exchange_->bind(c, {key + first * K(), n, K()}, site), "parallel_experts: bind");
       chunk.N = exchange_->rows(c);
       chunk.bound = exchange_->times_bound();
-      if (chunk.N > most_rows()) check({exchange_status::no_room}, "parallel_experts: bind");
+      if (chunk.N > most_rows()) expect_done({exchange_status::no_room}, "parallel_experts: bind");
       keep_choices(chunk);
       weigh(table, key, weight, first, n, kept);
-      check(
+      expect_done(
           exchange_->template begin_dispatch<V>(
               c,
               {rows_of(tokens, first, n), matrix_view<V const>(kept.weight + first * K(), n, K())},
@@ -158,7 +158,7 @@ class parallel_experts {
     begin(0);
     for (int c = 0; c < exchange_->chunks(); ++c) {
       chunk_state<V>& chunk = kept.chunk[c];
-      check(exchange_->finish_dispatch(), "parallel_experts: dispatch");
+      expect_done(exchange_->finish_dispatch(), "parallel_experts: dispatch");
       if (c + 1 < exchange_->chunks()) begin(c + 1);
       matrix_view<V> const y(result[c % 2], chunk.N, M);
       if (holds_experts()) {
@@ -166,12 +166,12 @@ class parallel_experts {
         inner_.forward(exec, handle, chunk.tokens(M), chunk.table, chunk.weights(), y,
                        chunk.experts, scratch, site);
       }
-      if (c > 0) check(exchange_->finish_combine(), "parallel_experts: combine");
+      if (c > 0) expect_done(exchange_->finish_combine(), "parallel_experts: combine");
       auto const [first, n] = tokens_of(c, T);
-      check(exchange_->template begin_combine<V>(c, y, rows_of(out, first, n)),
-            "parallel_experts: combine");
+      expect_done(exchange_->template begin_combine<V>(c, y, rows_of(out, first, n)),
+                  "parallel_experts: combine");
     }
-    check(exchange_->finish_combine(), "parallel_experts: combine");
+    expect_done(exchange_->finish_combine(), "parallel_experts: combine");
     guard.done = true;
   }
 
@@ -199,14 +199,14 @@ class parallel_experts {
 
     auto const begin = [&](int c) {
       auto const [first, n] = tokens_of(c, T);
-      check(exchange_->template begin_dispatch<V>(c, rows_of(dout, first, n),
-                                                  {din[c % 2], kept.chunk[c].N, M}),
-            "parallel_experts: dispatch of gradients");
+      expect_done(exchange_->template begin_dispatch<V>(c, rows_of(dout, first, n),
+                                                        {din[c % 2], kept.chunk[c].N, M}),
+                  "parallel_experts: dispatch of gradients");
     };
     begin(0);
     for (int c = 0; c < exchange_->chunks(); ++c) {
       chunk_state<V>& chunk = kept.chunk[c];
-      check(exchange_->finish_dispatch(), "parallel_experts: dispatch of gradients");
+      expect_done(exchange_->finish_dispatch(), "parallel_experts: dispatch of gradients");
       if (c + 1 < exchange_->chunks()) begin(c + 1);
       matrix_view<V> const dx(back[c % 2], chunk.N, M, W);
       if (holds_experts())
@@ -215,14 +215,14 @@ class parallel_experts {
                         c == 0 ? how : update::add, scratch, site);
       for (std::int64_t r = 0; r < chunk.N; ++r)
         std::copy_n(dw.data() + r * K(), K(), dx.row(r) + M);
-      if (c > 0) check(exchange_->finish_combine(), "parallel_experts: combine of gradients");
+      if (c > 0) expect_done(exchange_->finish_combine(), "parallel_experts: combine of gradients");
       auto const [first, n] = tokens_of(c, T);
-      check(exchange_->template begin_combine<V>(
-                c, {back[c % 2], chunk.N, W},
-                {rows_of(dtokens, first, n), matrix_view<V>(dkept + first * K(), n, K())}),
-            "parallel_experts: combine of gradients");
+      expect_done(exchange_->template begin_combine<V>(
+                      c, {back[c % 2], chunk.N, W},
+                      {rows_of(dtokens, first, n), matrix_view<V>(dkept + first * K(), n, K())}),
+                  "parallel_experts: combine of gradients");
     }
-    check(exchange_->finish_combine(), "parallel_experts: combine of gradients");
+    expect_done(exchange_->finish_combine(), "parallel_experts: combine of gradients");
     guard.done = true;
     for (std::int64_t t = 0; t < T; ++t)
       detail::keep_contributions_backward(lost_, choices_of(table, weight, kept, t),
@@ -296,7 +296,7 @@ class parallel_experts {
   static matrix_view<U> rows_of(matrix_view<U> const& all, std::int64_t first, std::int64_t n) {
     return {all.data() + first * all.ld(), n, all.cols(), all.ld()};
   }
-  static void check(outcome const& done, char const* what) {
+  static void expect_done(outcome const& done, char const* what) {
     if (!done) detail::throw_exchange_error(what, done);
   }
 
@@ -338,7 +338,7 @@ class parallel_experts {
       lost += of_token;
     }
     if (lost > 0 && lost_ == lost_contributions::fail)
-      check({exchange_status::lost}, "parallel_experts: bind");
+      expect_done({exchange_status::lost}, "parallel_experts: bind");
   }
   template <class V>
   void build_local_table(cpu const& exec, chunk_state<V>& chunk, std::int64_t M, memory scratch,

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -103,12 +104,53 @@ void check_importance_backward(matrix_view<V const> scores, vector_view<V const>
            {"size of dthreshold", dthreshold.size()}});
 }
 
+inline void check_importance_sums(vector_view<double const> sums, std::int64_t E, call_site site) {
+  expects(sums.size() == 2 * E && E >= 1, "importance_and_load: sums is [2E], E >= 1", site,
+          {{"size", sums.size()}, {"E", E}});
+}
+
 }  // namespace detail
 
 /// Bytes of scratch for importance_and_load and its backward.
 constexpr std::size_t importance_and_load_scratch(std::int64_t T, int E) noexcept {
   memory_size size;
+  size.add<double>(2 * std::int64_t{E});
   return detail::add_sum_tokens(size, T, 2 * std::int64_t{E}).bytes();
+}
+
+/// How many sums over tokens the loss is made of: importance and load of each expert.
+constexpr std::int64_t importance_and_load_sums(int E) noexcept {
+  return 2 * std::int64_t{E};
+}
+
+/// The first step of importance_and_load: its sums, which may be added up over batches or ranks before
+/// the second.
+///
+/// @param scores, threshold, gate_noise, tokens, scratch  As importance_and_load takes them.
+/// @param sums  [importance_and_load_sums(E)] out.
+/// @throws precondition_error as importance_and_load, or if sums has another size.
+template <class T, class V = std::remove_const_t<T>>
+void sum_importance_and_load(cpu const& exec, matrix_view<T> scores,
+                             std::type_identity_t<vector_view<V const>> threshold,
+                             double gate_noise, batch const& tokens, memory scratch,
+                             vector_view<double> sums, call_site site = call_site::here()) {
+  detail::check_importance<V>(scores, threshold, gate_noise, site);
+  detail::check_importance_sums(sums, scores.cols(), site);
+  double const width = gate_noise / static_cast<double>(scores.cols());
+  std::copy_n(detail::sum_importance<V>(exec, scores, threshold, width, tokens, scratch, site),
+              sums.size(), sums.begin());
+}
+
+/// The second step: the loss of the tokens that were summed.
+/// @param sums  [2E], E >= 1.
+inline double importance_and_load(vector_view<double const> sums,
+                                  call_site site = call_site::here()) {
+  std::int64_t const E = sums.size() / 2;
+  detail::check_importance_sums(sums, E, site);
+  auto const variation_of = [E](double const* x) {
+    return detail::variation::of(x, static_cast<int>(E)).value();
+  };
+  return 0.5 * (variation_of(sums.data()) + variation_of(sums.data() + E));
 }
 
 /// Half the sum of the squared coefficients of variation of importance and load.
@@ -135,11 +177,63 @@ double importance_and_load(cpu const& exec, matrix_view<T> scores,
                            batch const& tokens, memory scratch,
                            call_site site = call_site::here()) {
   detail::check_importance<V>(scores, threshold, gate_noise, site);
+  std::int64_t const E = scores.cols();
+  double const* const sums = detail::sum_importance<V>(
+      exec, scores, threshold, gate_noise / static_cast<double>(E), tokens, scratch, site);
+  return importance_and_load({sums, 2 * E}, site);
+}
+
+/// The gradient of the loss of all tokens that were summed, for those of `scores`.
+///
+/// @param sums        [importance_and_load_sums(E)].
+/// @param dloss       Gradient of the objective with respect to the loss: its coefficient.
+/// @param scratch     importance_and_load_scratch(T, E) bytes.
+/// @param dscores     [T,E] out: with respect to the clean scores; 0 where a token takes no part.
+/// @param dthreshold  [T] out: with respect to the threshold, that is, to the noisy logit it is.
+/// @throws precondition_error if the shapes disagree, gate_noise <= 0, or scratch is short.
+/// @note  Deterministic for any number of threads. Allocates nothing.
+/// @cost  T*E exponentials.
+template <class T, class V = std::remove_const_t<T>>
+void importance_and_load_backward(cpu const& exec, matrix_view<T> scores,
+                                  std::type_identity_t<vector_view<V const>> threshold,
+                                  double gate_noise, batch const& tokens,
+                                  vector_view<double const> sums, double dloss, memory scratch,
+                                  std::type_identity_t<matrix_view<V>> dscores,
+                                  std::type_identity_t<vector_view<V>> dthreshold,
+                                  call_site site = call_site::here()) {
+  detail::check_importance_backward<V>(scores, threshold, gate_noise, dscores, dthreshold, site);
   int const E = static_cast<int>(scores.cols());
-  double const* const sums =
-      detail::sum_importance<V>(exec, scores, threshold, gate_noise / E, tokens, scratch, site);
-  return 0.5 *
-         (detail::variation::of(sums, E).value() + detail::variation::of(sums + E, E).value());
+  double const width = gate_noise / E;
+  detail::check_importance_sums(sums, E, site);
+  double* const dsums = scratch.take<double>(
+      2 * E, "importance_and_load_backward: scratch >= importance_and_load_scratch(T, E)", site);
+  auto const importance = detail::variation::of(sums.data(), E);
+  auto const load = detail::variation::of(sums.data() + E, E);
+  for (int e = 0; e < E; ++e) {
+    dsums[e] = 0.5 * dloss * importance.derivative(sums[e]);
+    dsums[E + e] = 0.5 * dloss * load.derivative(sums[E + e]);
+  }
+  double const density = 1 / (width * std::sqrt(2 * 3.14159265358979323846));
+  exec.split(scores.rows(), 64, [&](std::int64_t first, std::int64_t last, int) {
+    for (std::int64_t t = first; t < last; ++t) {
+      double const bar = static_cast<double>(threshold[t]);
+      bool const takes_part = tokens.is_live(t) && !std::isnan(bar);
+      V const* const s = scores.row(t);
+      V* const ds = dscores.row(t);
+      double dbar = 0;
+      for (int e = 0; e < E; ++e) {
+        if (!takes_part || !is_candidate(s[e])) {
+          ds[e] = V(0);
+          continue;
+        }
+        double const z = (static_cast<double>(s[e]) - bar) / width;
+        double const through_load = dsums[E + e] * density * std::exp(-0.5 * z * z);
+        ds[e] = static_cast<V>(dsums[e] + through_load);
+        dbar -= through_load;
+      }
+      dthreshold[t] = static_cast<V>(dbar);
+    }
+  });
 }
 
 /// The gradient of importance_and_load.
@@ -158,37 +252,13 @@ void importance_and_load_backward(cpu const& exec, matrix_view<T> scores,
                                   std::type_identity_t<vector_view<V>> dthreshold,
                                   call_site site = call_site::here()) {
   detail::check_importance_backward<V>(scores, threshold, gate_noise, dscores, dthreshold, site);
-  int const E = static_cast<int>(scores.cols());
-  double const width = gate_noise / E;
-  double* const sums =
-      detail::sum_importance<V>(exec, scores, threshold, width, tokens, scratch, site);
-  auto const importance = detail::variation::of(sums, E);
-  auto const load = detail::variation::of(sums + E, E);
-  for (int e = 0; e < E; ++e) {  // each sum becomes the gradient with respect to it
-    sums[e] = 0.5 * dloss * importance.derivative(sums[e]);
-    sums[E + e] = 0.5 * dloss * load.derivative(sums[E + e]);
-  }
-  double const density = 1 / (width * std::sqrt(2 * 3.14159265358979323846));
-  exec.split(scores.rows(), 64, [&](std::int64_t first, std::int64_t last, int) {
-    for (std::int64_t t = first; t < last; ++t) {
-      double const bar = static_cast<double>(threshold[t]);
-      bool const takes_part = tokens.is_live(t) && !std::isnan(bar);
-      V const* const s = scores.row(t);
-      V* const ds = dscores.row(t);
-      double dbar = 0;
-      for (int e = 0; e < E; ++e) {
-        if (!takes_part || !is_candidate(s[e])) {
-          ds[e] = V(0);
-          continue;
-        }
-        double const z = (static_cast<double>(s[e]) - bar) / width;
-        double const through_load = sums[E + e] * density * std::exp(-0.5 * z * z);
-        ds[e] = static_cast<V>(sums[e] + through_load);
-        dbar -= through_load;
-      }
-      dthreshold[t] = static_cast<V>(dbar);
-    }
-  });
+  std::int64_t const E = scores.cols();
+  char const* const enough =
+      "importance_and_load_backward: scratch >= importance_and_load_scratch(T, E)";
+  vector_view<double> const sums(scratch.take<double>(2 * E, enough, site), 2 * E);
+  sum_importance_and_load<T, V>(exec, scores, threshold, gate_noise, tokens, scratch, sums, site);
+  importance_and_load_backward<T, V>(exec, scores, threshold, gate_noise, tokens, sums, dloss,
+                                     scratch, dscores, dthreshold, site);
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -39,12 +40,6 @@ struct load_balance_rule {
 
 namespace detail {
 
-struct load_sums {
-  double const* score;  ///< [E]: scores over the tokens that count; zeros if not asked for.
-  double const* load;   ///< [E]: choices.
-  double tokens;        ///< Tokens that count.
-};
-
 /// A score, or 0 where there is no candidate.
 template <class V>
 MOE_HOST_DEVICE constexpr V score_or_zero(V s) noexcept {
@@ -61,9 +56,11 @@ void add_scores(V const* const* rows, std::int64_t E, double* sum) noexcept {
         (static_cast<double>(score_or_zero(c[e])) + static_cast<double>(score_or_zero(d[e])));
 }
 
+/// What load_balance_sums(E) counts, in scratch; the sums of scores are zeros if there are none.
 template <class V>
-load_sums sum_load(cpu const& exec, matrix_view<V const> scores, basic_routing<V> const& routed,
-                   load_balance_rule const& rule, memory scratch, call_site site) {
+vector_view<double const> sum_load(cpu const& exec, matrix_view<V const> scores,
+                                   basic_routing<V> const& routed, load_balance_rule const& rule,
+                                   memory scratch, call_site site) {
   using masked = load_balance_rule::masked_tokens;
   std::int64_t const E = routed.E;
   double const* const sums = sum_tokens(
@@ -95,7 +92,7 @@ load_sums sum_load(cpu const& exec, matrix_view<V const> scores, basic_routing<V
           for (std::int64_t e = 0; e < E; ++e)
             sum[e] += static_cast<double>(score_or_zero(rows[n][e]));
       });
-  return {sums, sums + E, sums[2 * E]};
+  return {sums, 2 * E + 1};
 }
 
 /// E / n, n = choices counted of each token: the loss of perfectly balanced tokens is 1.
@@ -135,12 +132,70 @@ void check_load_balance_backward(basic_routing<V> const& routed, vector_view<V> 
           {{"size", dscores.size()}, {"E", routed.E}});
 }
 
+inline void check_load_sums(vector_view<double const> sums, int E, call_site site) {
+  expects(sums.size() == 2 * std::int64_t{E} + 1, "load_balance: sums is [2E + 1]", site,
+          {{"size", sums.size()}, {"E", E}});
+}
+
 }  // namespace detail
 
 /// Bytes of scratch for load_balance and load_balance_backward.
 constexpr std::size_t load_balance_scratch(std::int64_t T, int E) noexcept {
   memory_size size;
   return detail::add_sum_tokens(size, T, 2 * std::int64_t{E} + 1).bytes();
+}
+
+/// How many sums over tokens the loss is made of: of the scores of each expert, of its choices, and of
+/// the tokens that count.
+constexpr std::int64_t load_balance_sums(int E) noexcept {
+  return 2 * std::int64_t{E} + 1;
+}
+
+/// The first step of load_balance: its sums. Those of several batches, or of the tokens of several ranks,
+/// may be added up before the second.
+///
+/// @param scores, routed, scratch  As load_balance takes them.
+/// @param sums  [load_balance_sums(E)] out.
+/// @throws precondition_error as load_balance, or if sums has another size.
+template <class V>
+void sum_load_balance(cpu const& exec, std::type_identity_t<matrix_view<V const>> scores,
+                      basic_routing<V> const& routed, load_balance_rule const& rule, memory scratch,
+                      vector_view<double> sums, call_site site = call_site::here()) {
+  detail::check_load_balance(scores, routed, routed.pairs(), site);
+  detail::check_load_sums(sums, routed.E, site);
+  auto const found = detail::sum_load(exec, scores, routed, rule, scratch, site);
+  std::copy(found.begin(), found.end(), sums.begin());
+}
+
+/// The second step: the loss of the tokens that were summed.
+/// @param routed  Its E and K alone matter.
+/// @throws precondition_error unless sums is [2E + 1].
+template <class V>
+double load_balance(basic_routing<V> const& routed, load_balance_rule const& rule,
+                    vector_view<double const> sums, call_site site = call_site::here()) {
+  int const E = routed.E;
+  detail::check_load_sums(sums, E, site);
+  double const tokens = sums[2 * E];
+  if (tokens == 0) return 0;
+  double total = 0;
+  for (int e = 0; e < E; ++e) total += sums[e] * sums[E + e];
+  return detail::load_balance_scale(routed, rule) * total / (tokens * tokens);
+}
+
+/// The gradient of the loss of all tokens that were summed with respect to the scores of those of this
+/// routing: see below. Reads no tokens.
+template <class V>
+void load_balance_backward(basic_routing<V> const& routed, load_balance_rule const& rule,
+                           vector_view<double const> sums, double dloss,
+                           std::type_identity_t<vector_view<V>> dscores,
+                           call_site site = call_site::here()) {
+  detail::check_load_balance_backward(routed, dscores, 0, site);
+  detail::check_load_sums(sums, routed.E, site);
+  double const scale = detail::load_balance_scale(routed, rule) * dloss;
+  int const E = routed.E;
+  double const tokens = sums[2 * E];
+  for (int e = 0; e < E; ++e)
+    dscores[e] = tokens == 0 ? V(0) : static_cast<V>(scale * sums[E + e] / (tokens * tokens));
 }
 
 /// E / n * sum over e of me[e] * ce[e].
@@ -168,10 +223,7 @@ double load_balance(cpu const& exec, std::type_identity_t<matrix_view<V const>> 
                     call_site site = call_site::here()) {
   detail::check_load_balance(scores, routed, routed.pairs(), site);
   auto const sums = detail::sum_load(exec, scores, routed, rule, scratch, site);
-  if (sums.tokens == 0) return 0;
-  double total = 0;
-  for (int e = 0; e < routed.E; ++e) total += sums.score[e] * sums.load[e];
-  return detail::load_balance_scale(routed, rule) * total / (sums.tokens * sums.tokens);
+  return load_balance(routed, rule, sums, site);
 }
 
 /// The gradient of load_balance with respect to the scores: the same for every token that counts,
@@ -189,11 +241,7 @@ void load_balance_backward(cpu const& exec, basic_routing<V> const& routed,
                            call_site site = call_site::here()) {
   detail::check_load_balance_backward(routed, dscores, routed.pairs(), site);
   auto const sums = detail::sum_load(exec, matrix_view<V const>{}, routed, rule, scratch, site);
-  double const scale = detail::load_balance_scale(routed, rule) * dloss;
-  for (int e = 0; e < routed.E; ++e)
-    dscores[e] = sums.tokens == 0
-                     ? V(0)
-                     : static_cast<V>(scale * sums.load[e] / (sums.tokens * sums.tokens));
+  load_balance_backward(routed, rule, sums, dloss, dscores, site);
 }
 
 }  // namespace moe::inline MOE_ABI

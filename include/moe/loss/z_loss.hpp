@@ -60,12 +60,49 @@ void check_z_loss_backward(matrix_view<T> logits, matrix_view<V> dlogits, call_s
            {"cols of dlogits", dlogits.cols()}});
 }
 
+inline void check_z_sums(vector_view<double const> sums, call_site site) {
+  expects(sums.size() == 2, "z_loss: sums is [2]", site, {{"size", sums.size()}});
+}
+
 }  // namespace detail
 
 /// Bytes of scratch for z_loss and z_loss_backward.
 constexpr std::size_t z_loss_scratch(std::int64_t T) noexcept {
   memory_size size;
   return detail::add_sum_tokens(size, T, 2).bytes();
+}
+
+/// How many sums over tokens the z-loss is made of: of the squares, and of the tokens that take part.
+inline constexpr std::int64_t z_loss_sums = 2;
+
+/// The first step of z_loss: its sums, which may be added up over batches or ranks before the second.
+///
+/// @param logits, tokens, scratch  As z_loss takes them.
+/// @param sums  [z_loss_sums] out.
+/// @throws precondition_error as z_loss, or if sums has another size.
+template <class T>
+void sum_z_loss(cpu const& exec, matrix_view<T> logits, batch const& tokens, memory scratch,
+                vector_view<double> sums, call_site site = call_site::here()) {
+  detail::check_z_loss(logits, site);
+  detail::check_z_sums(sums, site);
+  double const* const found = detail::sum_tokens(
+      exec, logits.rows(), z_loss_sums, scratch, "z_loss: scratch >= z_loss_scratch(T)", site,
+      [&](std::int64_t first, std::int64_t last, double* sum) {
+        for (std::int64_t t = first; t < last; ++t) {
+          if (!tokens.is_live(t) || !detail::has_logits(logits.row(t), logits.cols())) continue;
+          double const z = detail::log_sum_exp(logits.row(t), logits.cols());
+          sum[0] += z * z;
+          sum[1] += 1;
+        }
+      });
+  std::copy_n(found, z_loss_sums, sums.begin());
+}
+
+/// The second step: the mean over the tokens that were summed; 0 if none takes part.
+/// @throws precondition_error unless sums is [z_loss_sums].
+inline double z_loss(vector_view<double const> sums, call_site site = call_site::here()) {
+  detail::check_z_sums(sums, site);
+  return sums[1] == 0 ? 0 : sums[0] / sums[1];
 }
 
 /// The mean over tokens of (log of the sum of exp(logits))^2.
@@ -83,18 +120,37 @@ constexpr std::size_t z_loss_scratch(std::int64_t T) noexcept {
 template <class T>
 double z_loss(cpu const& exec, matrix_view<T> logits, batch const& tokens, memory scratch,
               call_site site = call_site::here()) {
-  detail::check_z_loss(logits, site);
-  double const* const sums = detail::sum_tokens(
-      exec, logits.rows(), 2, scratch, "z_loss: scratch >= z_loss_scratch(T)", site,
-      [&](std::int64_t first, std::int64_t last, double* sum) {
-        for (std::int64_t t = first; t < last; ++t) {
-          if (!tokens.is_live(t) || !detail::has_logits(logits.row(t), logits.cols())) continue;
-          double const z = detail::log_sum_exp(logits.row(t), logits.cols());
-          sum[0] += z * z;
-          sum[1] += 1;
-        }
-      });
-  return sums[1] == 0 ? 0 : sums[0] / sums[1];
+  double sums[z_loss_sums];
+  sum_z_loss(exec, logits, tokens, scratch, {sums, z_loss_sums}, site);
+  return z_loss({sums, z_loss_sums}, site);
+}
+
+/// The gradient of the z-loss of all tokens that were summed, for those of `logits`.
+///
+/// @param sums     [z_loss_sums].
+/// @param dloss    Gradient of the objective with respect to the loss: its coefficient.
+/// @param dlogits  [T,E] in, out: the gradient is added.
+/// @throws precondition_error if the shapes disagree.
+/// @note  Deterministic for any number of threads. Allocates nothing.
+/// @cost  2 T*E exponentials.
+template <class T, class V = std::remove_const_t<T>>
+void z_loss_backward(cpu const& exec, matrix_view<T> logits, batch const& tokens,
+                     vector_view<double const> sums, double dloss,
+                     std::type_identity_t<matrix_view<V>> dlogits,
+                     call_site site = call_site::here()) {
+  detail::check_z_loss_backward(logits, dlogits, site);
+  detail::check_z_sums(sums, site);
+  std::int64_t const E = logits.cols();
+  double const scale = 2 * dloss / sums[1];
+  exec.split(logits.rows(), 64, [&](std::int64_t first, std::int64_t last, int) {
+    for (std::int64_t t = first; t < last; ++t) {
+      auto const* const l = logits.row(t);
+      if (!tokens.is_live(t) || !detail::has_logits(l, E)) continue;
+      double const z = detail::log_sum_exp(l, E);
+      for (std::int64_t e = 0; e < E; ++e)
+        dlogits(t, e) += static_cast<V>(scale * z * std::exp(static_cast<double>(l[e]) - z));
+    }
+  });
 }
 
 /// The gradient of z_loss.
@@ -116,16 +172,8 @@ void z_loss_backward(cpu const& exec, matrix_view<T> logits, batch const& tokens
         for (std::int64_t t = first; t < last; ++t)
           sum[0] += tokens.is_live(t) && detail::has_logits(logits.row(t), E) ? 1 : 0;
       });
-  double const scale = 2 * dloss / *tokens_counted;
-  exec.split(logits.rows(), 64, [&](std::int64_t first, std::int64_t last, int) {
-    for (std::int64_t t = first; t < last; ++t) {
-      auto const* const l = logits.row(t);
-      if (!tokens.is_live(t) || !detail::has_logits(l, E)) continue;
-      double const z = detail::log_sum_exp(l, E);
-      for (std::int64_t e = 0; e < E; ++e)
-        dlogits(t, e) += static_cast<V>(scale * z * std::exp(static_cast<double>(l[e]) - z));
-    }
-  });
+  double const sums[z_loss_sums] = {0, *tokens_counted};
+  z_loss_backward<T, V>(exec, logits, tokens, {sums, z_loss_sums}, dloss, dlogits, site);
 }
 
 }  // namespace moe::inline MOE_ABI
