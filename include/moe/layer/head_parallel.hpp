@@ -292,7 +292,7 @@ class head_parallel {
       throw;
     }
   }
-  void check(outcome const& end) const {
+  void throw_unless(outcome const& end) const {
     if (!end) detail::throw_exchange_error("head_parallel: exchange of heads", end);
   }
 
@@ -306,15 +306,15 @@ class head_parallel {
         for (std::int64_t r = 0; r < R(); ++r)
           std::copy_n(from.row(t) + r * w, w, packed + (r * T + t) * w);
     });
-    check(all_to_all_v<V>(*comm_, {packed, R() * T, w}, sent_, rows, counts_, within(timeout_),
-                          site));
+    throw_unless(all_to_all_v<V>(*comm_, {packed, R() * T, w}, sent_, rows, counts_,
+                                 within(timeout_), site));
   }
   template <class V>
   void from_heads(cpu const& exec, matrix_view<V const> rows, V* packed, matrix_view<V> to,
                   call_site site) const {
     std::int64_t const T = to.rows(), w = own_width();
-    check(all_to_all_v<V>(*comm_, rows, counts_, {packed, R() * T, w}, sent_, within(timeout_),
-                          site));
+    throw_unless(all_to_all_v<V>(*comm_, rows, counts_, {packed, R() * T, w}, sent_,
+                                 within(timeout_), site));
     exec.split(T, 16, [&](std::int64_t first, std::int64_t last, int) {
       for (std::int64_t t = first; t < last; ++t)
         for (std::int64_t r = 0; r < R(); ++r)
@@ -329,8 +329,8 @@ class head_parallel {
     tag* own = all;
     for (int r = 0; r < comm_->rank(); ++r) own += counts_[static_cast<std::size_t>(r)];
     for (std::int64_t t = 0; t < own_tokens(); ++t) own[t] = {ids.at(t).id, ids.is_live(t) ? 1 : 0};
-    check(all_gather_rows<tag>(*comm_, {own, own_tokens(), 1}, counts_, {all, total_, 1}, scratch,
-                               within(timeout_), site));
+    throw_unless(all_gather_rows<tag>(*comm_, {own, own_tokens(), 1}, counts_, {all, total_, 1},
+                                      scratch, within(timeout_), site));
     for (std::int64_t t = 0; t < total_; ++t) {
       saved.ids[t] = all[t].id;
       saved.live[t] = static_cast<std::uint8_t>(all[t].live);
