@@ -96,7 +96,7 @@ class nccl_communicator {
   outcome exchange(vector_view<outgoing const> sends, vector_view<incoming const> receives,
                    ticket& t) {
     if (is_over()) return {exchange_status::aborted};
-    if (outcome const fits = check(sends, receives); !fits) return fits;
+    if (outcome const fits = messages_fit(sends, receives); !fits) return fits;
     if (outcome const ready = settle(); !ready) return ready;
     t.number_ = ++started_;
     if (sends.empty() && receives.empty()) return {};
@@ -227,7 +227,8 @@ class nccl_communicator {
   }
 
   /// Peers exist, and messages to itself meet receives of their length in the same group.
-  outcome check(vector_view<outgoing const> sends, vector_view<incoming const> receives) const {
+  outcome messages_fit(vector_view<outgoing const> sends,
+                       vector_view<incoming const> receives) const {
     auto const exists = [this](int peer) { return peer >= 0 && peer < size_; };
     for (outgoing const& s : sends)
       if (!exists(s.peer)) return {exchange_status::no_such_peer, s.peer};
