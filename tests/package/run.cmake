@@ -73,6 +73,13 @@ elseif(CONSUMER STREQUAL "no_cuda")
   install_moe()
   expect_failure("${folder}" "moe's component cuda needs the CUDA toolkit"
     -DCMAKE_DISABLE_FIND_PACKAGE_CUDAToolkit=ON)
+elseif(CONSUMER STREQUAL "nccl")  # runs without a GPU, too
+  install_moe()
+  build_and_run("${folder}" "-DCUDAToolkit_ROOT=${TOOLKIT}" "-DMOE_WANTED=${major}.${minor}")
+elseif(CONSUMER STREQUAL "no_nccl")
+  install_moe()
+  expect_failure("${folder}" "moe's component nccl needs NCCL"
+    "-DCUDAToolkit_ROOT=${TOOLKIT}" -DMOE_NCCL_LIBRARY=OFF)
 elseif(CONSUMER STREQUAL "mpi")
   install_moe()
   build_and_run("${folder}" "-DMOE_WANTED=${major}.${minor}")
