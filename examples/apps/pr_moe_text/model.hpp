@@ -192,7 +192,8 @@ class model {
  private:
   struct layer {
     std::unique_ptr<ffn_slot<V>> slot;
-    std::int64_t gain1, qkv, mix, gain2, ffn;  // offsets in the arrays of parameters
+    std::int64_t gain1 = 0, qkv = 0, mix = 0, gain2 = 0,
+                 ffn = 0;  // offsets in the arrays of parameters
     std::vector<V> x, normed1, projected, p, mixed, middle, normed2;
   };
 
