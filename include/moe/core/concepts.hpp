@@ -268,7 +268,7 @@ concept gemm_provider = requires(cpu const& exec, matrix_view<V const> a, stacke
 ///            was called with. A handle never runs with values that are no longer those of its
 ///            parameters: it reads them where they lie, or throws precondition_error.
 /// Cost.      Allocates nothing.
-/// Models.    `ffn<Activation, Gemm>`.
+/// Models.    `ffn<Activation, Gemm>`, `parallel_experts`, `gathered_experts`.
 template <class X, class V>
 concept experts =
     std::copyable<X> &&
@@ -336,7 +336,7 @@ concept exchange_path = requires(P const& p, topology const& ranks, int i) {
 ///            communicator, ordered by key and then by rank. abort is local, may be called again, ends
 ///            what is under way here, and makes later calls fail at once, here and, as a failure that
 ///            names this rank, at peers that wait for it.
-/// Models.    `self_communicator`, `thread_communicator`, `nccl_communicator`.
+/// Models.    `self_communicator`, `thread_communicator`, `mpi_communicator`, `nccl_communicator`.
 template <class C>
 concept communicator = requires(C& c, C const& k, vector_view<outgoing const> sends,
                                 vector_view<incoming const> receives, typename C::ticket& ticket,
