@@ -125,10 +125,10 @@ class rank_exchange {
  private:
   void expects_usable(bound_plan const& sizes, call_site site) const {
     expects(!is_under_way_, "rank_exchange: no exchange under way", site);
-    expects(sizes.has_plan() && comm_->rank() == sizes.plan().rank,
-            "rank_exchange: the plan is of the communicator's rank", site,
-            {{"plan.rank", sizes.has_plan() ? sizes.plan().rank : -1},
-             {"comm.rank()", comm_->rank()}});
+    expects(
+        sizes.has_plan() && comm_->rank() == sizes.plan().rank,
+        "rank_exchange: the plan is of the communicator's rank", site,
+        {{"plan.rank", sizes.has_plan() ? sizes.plan().rank : -1}, {"comm.rank()", comm_->rank()}});
   }
 
   template <class T, class U>
