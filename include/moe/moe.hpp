@@ -64,6 +64,7 @@
 #include <moe/expert/kinds.hpp>
 #include <moe/expert/segments.hpp>
 #include <moe/expert/slice.hpp>
+#include <moe/gate/expert_choice.hpp>
 #include <moe/gate/gate.hpp>
 #include <moe/gate/gate_sums.hpp>
 #include <moe/gate/jitter.hpp>
@@ -114,6 +115,7 @@
 #include <moe/routing/statistics.hpp>
 #include <moe/routing/statistics_kernel.hpp>
 #include <moe/routing/table_rules.hpp>
+#include <moe/routing/varying_routing.hpp>
 #include <moe/schedule/accounting.hpp>
 #include <moe/schedule/expert_parallel.hpp>
 #include <moe/schedule/pyramid.hpp>
