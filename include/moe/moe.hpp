@@ -64,6 +64,8 @@
 #include <moe/expert/kinds.hpp>
 #include <moe/expert/segments.hpp>
 #include <moe/expert/slice.hpp>
+#include <moe/gate/above.hpp>
+#include <moe/gate/balanced_assignment.hpp>
 #include <moe/gate/expert_choice.hpp>
 #include <moe/gate/gate.hpp>
 #include <moe/gate/gate_sums.hpp>
@@ -80,6 +82,7 @@
 #include <moe/gate/score.hpp>
 #include <moe/gate/score_gradient.hpp>
 #include <moe/gate/select.hpp>
+#include <moe/gate/sinkhorn.hpp>
 #include <moe/gate/weigh.hpp>
 #include <moe/layer/gathered_experts.hpp>
 #include <moe/layer/global_losses.hpp>
