@@ -96,6 +96,7 @@
 #include <moe/layer/residual_layer.hpp>
 #include <moe/layer/router.hpp>
 #include <moe/layer/sequence_parts.hpp>
+#include <moe/layer/soft_moe.hpp>
 #include <moe/layer/visit_preset.hpp>
 #include <moe/loss/gate_losses_kernel.hpp>
 #include <moe/loss/importance.hpp>
