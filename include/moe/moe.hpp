@@ -66,6 +66,7 @@
 #include <moe/expert/slice.hpp>
 #include <moe/gate/above.hpp>
 #include <moe/gate/balanced_assignment.hpp>
+#include <moe/gate/bias_controllers.hpp>
 #include <moe/gate/expert_choice.hpp>
 #include <moe/gate/gate.hpp>
 #include <moe/gate/gate_sums.hpp>

@@ -93,7 +93,7 @@ class soft_moe {
   using weights = soft_moe_weights<V, typename Experts::template parameters<V>>;
 
   /// @throws precondition_error unless T >= 0, M, H, E, slots >= 1, sequence >= 0, and slots of all
-  ///         sequences fit 32-bit ids; or if the experts apply weights to their input.
+  ///         sequences fit 32-bit ids.
   soft_moe(Experts const& experts, soft_moe_shape const& shape, call_site site = call_site::here())
       : experts_(experts), shape_(shape) {
     expects(shape.T >= 0 && shape.M >= 1 && shape.H >= 1 && shape.E >= 1 && shape.slots >= 1 &&
