@@ -48,6 +48,7 @@
 #include <moe/core/score_row.hpp>
 #include <moe/core/thread_block.hpp>
 #include <moe/core/thread_team.hpp>
+#include <moe/core/top_k_stream.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/version.hpp>
 #include <moe/core/view.hpp>
