@@ -100,6 +100,7 @@
 #include <moe/layer/sequence_parts.hpp>
 #include <moe/layer/soft_moe.hpp>
 #include <moe/layer/visit_preset.hpp>
+#include <moe/loss/choice_prediction.hpp>
 #include <moe/loss/gate_losses_kernel.hpp>
 #include <moe/loss/importance.hpp>
 #include <moe/loss/importance_kernel.hpp>
