@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <moe/comm/add_rows_kernel.hpp>
 #include <moe/comm/all_to_all.hpp>
 #include <moe/comm/bound_plan.hpp>
 #include <moe/comm/collectives.hpp>
