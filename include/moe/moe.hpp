@@ -49,6 +49,7 @@
 #include <moe/core/score_row.hpp>
 #include <moe/core/thread_block.hpp>
 #include <moe/core/thread_team.hpp>
+#include <moe/core/top_k_stream.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/version.hpp>
 #include <moe/core/view.hpp>
@@ -65,6 +66,10 @@
 #include <moe/expert/kinds.hpp>
 #include <moe/expert/segments.hpp>
 #include <moe/expert/slice.hpp>
+#include <moe/gate/above.hpp>
+#include <moe/gate/balanced_assignment.hpp>
+#include <moe/gate/bias_controllers.hpp>
+#include <moe/gate/expert_choice.hpp>
 #include <moe/gate/gate.hpp>
 #include <moe/gate/gate_sums.hpp>
 #include <moe/gate/jitter.hpp>
@@ -80,6 +85,7 @@
 #include <moe/gate/score.hpp>
 #include <moe/gate/score_gradient.hpp>
 #include <moe/gate/select.hpp>
+#include <moe/gate/sinkhorn.hpp>
 #include <moe/gate/weigh.hpp>
 #include <moe/layer/gathered_experts.hpp>
 #include <moe/layer/global_losses.hpp>
@@ -93,7 +99,9 @@
 #include <moe/layer/residual_layer.hpp>
 #include <moe/layer/router.hpp>
 #include <moe/layer/sequence_parts.hpp>
+#include <moe/layer/soft_moe.hpp>
 #include <moe/layer/visit_preset.hpp>
+#include <moe/loss/choice_prediction.hpp>
 #include <moe/loss/gate_losses_kernel.hpp>
 #include <moe/loss/importance.hpp>
 #include <moe/loss/importance_kernel.hpp>
@@ -115,6 +123,7 @@
 #include <moe/routing/statistics.hpp>
 #include <moe/routing/statistics_kernel.hpp>
 #include <moe/routing/table_rules.hpp>
+#include <moe/routing/varying_routing.hpp>
 #include <moe/schedule/accounting.hpp>
 #include <moe/schedule/expert_parallel.hpp>
 #include <moe/schedule/pyramid.hpp>
