@@ -340,7 +340,7 @@ concept exchange_path = requires(P const& p, topology const& ranks, int i) {
 ///            communicator, ordered by key and then by rank. abort is local, may be called again, ends
 ///            what is under way here, and makes later calls fail at once, here and, as a failure that
 ///            names this rank, at peers that wait for it.
-/// Models.    `self_communicator`, `thread_communicator`, `mpi_communicator`.
+/// Models.    `self_communicator`, `thread_communicator`, `mpi_communicator`, `nccl_communicator`.
 template <class C>
 concept communicator = requires(C& c, C const& k, vector_view<outgoing const> sends,
                                 vector_view<incoming const> receives, typename C::ticket& ticket,
@@ -353,5 +353,26 @@ concept communicator = requires(C& c, C const& k, vector_view<outgoing const> se
   { c.split(i, i, until, child) } -> std::same_as<outcome>;
   { c.abort() } noexcept;
 };
+
+/// A communicator of devices, whose exchanges are work on a stream.
+///
+/// Syntax.    Below. `C::stream_ordered` is true; pointers are to memory of the device.
+/// Semantics. poll's `ok` means that the exchange has been enqueued: work that is enqueued on the same
+///            stream afterwards sees what was received, and may overwrite what was sent. Nothing has
+///            to have arrived. copy enqueues a copy between memory of the device and of the host, or
+///            within either, after all exchanges that were started; copies of pageable memory may wait
+///            for what the stream has before them. wait_for_stream ends when the device has done
+///            everything that was enqueued, or at the deadline, or with what failed; then the
+///            communicator has aborted.
+/// Cost.      But for those copies, only wait_for_stream waits for the device.
+/// Models.    `nccl_communicator`.
+template <class C>
+concept stream_communicator =
+    communicator<C> &&
+    requires(C& c, std::byte* to, std::byte const* from, std::size_t bytes, deadline until) {
+      requires C::stream_ordered;
+      { c.copy(to, from, bytes) } -> std::same_as<outcome>;
+      { c.wait_for_stream(until) } -> std::same_as<outcome>;
+    };
 
 }  // namespace moe::inline MOE_ABI

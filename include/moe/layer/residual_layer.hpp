@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -30,25 +31,26 @@ enum class residual_mix : std::uint8_t {
 };
 
 /// The parameters of a residual_layer, or their gradients, as views on the caller's memory.
-template <class V, class Parameters = ffn_weights<V>>
+template <class V, class Parameters = ffn_weights<V>, class FixedParameters = Parameters>
 struct residual_weights {
   layer_weights<V, Parameters> moe;
-  Parameters fixed;         ///< P = 1, H of the fixed expert.
+  FixedParameters fixed;    ///< P = 1, H of the fixed expert.
   matrix_view<V> mix;       ///< [M,2] if learned, [M,1] if gated, else absent.
   vector_view<V> mix_bias;  ///< [2], empty unless learned.
 
-  template <class U, class Constant>
+  template <class U, class Constant, class FixedConstant>
     requires(std::is_same_v<U, V const> && !std::is_const_v<V> &&
-             std::is_convertible_v<Parameters, Constant>)
-  constexpr operator residual_weights<U, Constant>() const noexcept {
+             std::is_convertible_v<Parameters, Constant> &&
+             std::is_convertible_v<FixedParameters, FixedConstant>)
+  constexpr operator residual_weights<U, Constant, FixedConstant>() const noexcept {
     return {moe, fixed, mix, mix_bias};
   }
 };
 
 /// Calls f(name, value, gradient) for every parameter; see the one of layer_weights.
-template <class V, class Parameters, class F>
-void for_each_parameter(residual_weights<V, Parameters> const& values,
-                        residual_weights<V, Parameters> const& gradients, F&& f,
+template <class V, class Parameters, class FixedParameters, class F>
+void for_each_parameter(residual_weights<V, Parameters, FixedParameters> const& values,
+                        residual_weights<V, Parameters, FixedParameters> const& gradients, F&& f,
                         call_site site = call_site::here()) {
   for_each_parameter(values.moe, gradients.moe, f, site);
   for_each_parameter(values.fixed, gradients.fixed, f, site);
@@ -72,30 +74,41 @@ struct residual_saved {
 
 /// A moe_layer and a fixed expert of the same input; owns the mix alone.
 ///
-/// The fixed expert has the activation and the providers of the routed ones, and a hidden width of
-/// its own. Masked tokens get the fixed expert's output, too.
+/// The fixed expert has the activation and the providers of the routed ones, unless others are given, and
+/// a hidden width of its own. Masked tokens get the fixed expert's output, too. Where the routed experts
+/// are on other ranks, the fixed one is on each:
+///
+///     moe::residual_layer layer(preset, moe::parallel_experts(ffn, exchange, bounds), ffn, shape)
+///
 /// Source: Rajbhandari et al., "DeepSpeed-MoE", 2022, section 4.1. The shared experts of Qwen2 (gated),
 /// of DeepSeek and of Llama 4 (added; several are one of a larger fixed_hidden) are the same.
-/// @tparam Experts  Any model of `row_experts`.
-template <class Preset, class Experts>
+/// @tparam Experts  Any model of `experts`. @tparam Fixed  Any model of `row_experts`.
+template <class Preset, class Experts, class Fixed = Experts>
 class residual_layer {
  public:
   /// Its parameters, or their gradients.
   template <class V>
-  using weights = residual_weights<V, typename Experts::template parameters<V>>;
+  using weights = residual_weights<V, typename Experts::template parameters<V>,
+                                   typename Fixed::template parameters<V>>;
 
   /// @param fixed_hidden  H of the fixed expert; 0 = that of the routed ones.
   /// @throws precondition_error as moe_layer does, or if fixed_hidden < 0.
-  residual_layer(Preset const& router, Experts const& experts, layer_shape const& shape,
-                 residual_mix mix = residual_mix::add, std::int64_t fixed_hidden = 0,
-                 call_site site = call_site::here())
+  residual_layer(Preset const& router, Experts const& experts, Fixed const& fixed,
+                 layer_shape const& shape, residual_mix mix = residual_mix::add,
+                 std::int64_t fixed_hidden = 0, call_site site = call_site::here())
       : moe_(router, experts, shape, site),
-        fixed_(experts),
+        fixed_(fixed),
         mix_(mix),
         fixed_hidden_(fixed_hidden == 0 ? shape.H : fixed_hidden) {
     expects(fixed_hidden >= 0, "residual_layer: fixed_hidden >= 0", site,
             {{"fixed_hidden", fixed_hidden}});
   }
+  /// The fixed expert is like the routed ones.
+  residual_layer(Preset const& router, Experts const& experts, layer_shape const& shape,
+                 residual_mix mix = residual_mix::add, std::int64_t fixed_hidden = 0,
+                 call_site site = call_site::here())
+    requires std::same_as<Experts, Fixed>
+      : residual_layer(router, experts, experts, shape, mix, fixed_hidden, site) {}
 
   moe_layer<Preset, Experts> const& moe() const noexcept { return moe_; }
   layer_shape const& shape() const noexcept { return moe_.shape(); }
@@ -166,7 +179,7 @@ class residual_layer {
                        std::type_identity_t<matrix_view<V>> out, residual_saved<V>& saved,
                        memory scratch, Hooks&& hooks = {},
                        call_site site = call_site::here()) const {
-    static_assert(row_experts<Experts, V>);
+    static_assert(row_experts<Fixed, V>);
     std::int64_t const T = tokens.rows(), M = shape().M;
     expects(T <= shape().T && out.rows() == T && out.cols() == M,
             "residual_layer: T is within the bound, out is [T,M]", site,
@@ -328,7 +341,7 @@ class residual_layer {
   }
 
   moe_layer<Preset, Experts> moe_;
-  Experts fixed_;
+  Fixed fixed_;
   residual_mix mix_;
   std::int64_t fixed_hidden_;
 };
