@@ -89,9 +89,9 @@ TEST_CASE("gate/sinkhorn: two tokens and two experts by hand") {
   assigned<double> const a({}, z, 2);
   CHECK(a.expert == ids{0, 1});
   CHECK(a.result.converged);
-  auto const p = slow_sinkhorn(z, 2, 1e-12);
+  auto const p = slow_sinkhorn(z, 2, 1e-6);
   for (std::size_t i = 0; i < 4; ++i)
-    CHECK(p[i] == doctest::Approx(i == 0 || i == 3 ? 2.0 / 6 : 1.0 / 6).epsilon(1e-6));
+    CHECK(p[i] == doctest::Approx(i == 0 || i == 3 ? 2.0 / 6 : 1.0 / 6).epsilon(1e-5));
   CHECK(assigned<double>({}, z, 2, {}).expert == ids{0, 0});  // evaluation
 }
 
