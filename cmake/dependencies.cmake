@@ -26,6 +26,7 @@ set(moe_packages_clang        clang              clang                  clang   
 set(moe_packages_clang-cuda   clang-19           clang                  clang         clang       clang           llvm)
 set(moe_packages_fuzzer       libclang-rt-14-dev compiler-rt            compiler-rt   compiler-rt clang           llvm)
 set(moe_packages_clang-format clang-format-19    clang-tools-extra      clang14       clang14     clang14         clang-format@14)
+set(moe_packages_valgrind     valgrind           valgrind               valgrind      valgrind    valgrind        valgrind)
 set(moe_packages_clang-tidy   clang-tidy-14      clang-tools-extra      clang14       clang14     clang14         llvm@14)
 
 # Sets `result` to true where `need` is met.
@@ -69,6 +70,8 @@ function(moe_has need result)
     endif()
   elseif(need STREQUAL "clang-format")
     find_program(found clang-format-19 NO_CACHE)
+  elseif(need STREQUAL "valgrind")
+    find_program(found valgrind NO_CACHE)
   elseif(need STREQUAL "clang-tidy")
     find_program(found clang-tidy-14 NO_CACHE)
   else()

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <moe/comm/device_exchange.cuh>
+#include <moe/comm/hierarchical_all_to_all.cuh>
 #include <moe/core/gpu.cuh>
 #include <moe/dispatch/combine.cuh>
 #include <moe/dispatch/dispatch.cuh>

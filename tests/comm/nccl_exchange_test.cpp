@@ -23,6 +23,7 @@
 #include <moe/comm/device_exchange.cuh>
 #include <moe/comm/flat.hpp>
 #include <moe/comm/grid.hpp>
+#include <moe/comm/hierarchical_all_to_all.cuh>
 #include <moe/comm/leader.hpp>
 #include <moe/comm/make_plan.hpp>
 #include <moe/comm/nccl.cuh>
@@ -211,6 +212,43 @@ TEST_CASE("comm/device_exchange: every strategy, any counts, there and back, 1 t
           {}, seed % 2 == 0);
       CHECK(right == std::vector<char>(at(R), true));
     }
+  }
+}
+
+TEST_CASE("comm/hierarchical_all_to_all: of anything, on a device") {
+  struct odd {
+    char of[3];
+  };
+  auto const value = [](int from, int to, int i) {
+    return odd{{static_cast<char>(from), static_cast<char>(to), static_cast<char>(i)}};
+  };
+  constexpr int n = 5;
+  for (int R = 1; R <= 6; ++R) {
+    topology const ranks = topology::even(1, R).grouped(2);
+    std::vector<char> right(at(R));
+    on_ranks(R, [&](nccl_communicator& comm, owner const& mine) {
+      int const r = comm.rank();
+      std::vector<odd> in, expected, out(at(R * n));
+      for (int other = 0; other < R; ++other)
+        for (int i = 0; i < n; ++i) {
+          in.push_back(value(r, other, i));
+          expected.push_back(value(other, r, i));
+        }
+      moe::buffer const scratch(moe::hierarchical_all_to_all_scratch<odd>(ranks, R * n));
+      right[at(r)] = moe::hierarchical_all_to_all<odd>(stream_executor(comm.stream()), comm, ranks,
+                                                       in, out, scratch, late()) &&
+                     comm.wait_for_stream(late()) &&
+                     std::memcmp(out.data(), expected.data(), out.size() * sizeof(odd)) == 0;
+      if (r == 0) {
+        CHECK_THROWS_AS(static_cast<void>(moe::hierarchical_all_to_all<odd>(
+                            stream_executor(comm.stream()), comm, ranks,
+                            moe::vector_view<odd const>(in.data(), R * n - (R > 1 ? 1 : 0)),
+                            moe::vector_view<odd>(out.data(), R * n - 2), scratch, late())),
+                        moe::precondition_error);
+      }
+      mine.end(comm);
+    });
+    CHECK(right == std::vector<char>(at(R), true));
   }
 }
 

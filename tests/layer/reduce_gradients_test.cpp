@@ -209,7 +209,7 @@ TEST_CASE("layer/reduce_gradients: gradients do not depend on how experts are sp
 }
 
 TEST_CASE("layer/reduce_gradients: residual layers, whose fixed expert and mix are dense") {
-  auto const mixes = {moe::residual_mix::add, moe::residual_mix::learned};
+  auto const mixes = {moe::residual_mix::add, moe::residual_mix::learned, moe::residual_mix::gated};
   for (auto const mix : mixes)
     for (int const R : {1, 3, 4}) {
       whole_problem<moe::residual_layer<router, inner_experts>> whole(
@@ -234,7 +234,7 @@ TEST_CASE("layer/reduce_gradients: residual layers, whose fixed expert and mix a
 }
 
 TEST_CASE("layer/reduce_gradients: residual layers whose routed experts are on other ranks") {
-  auto const mixes = {moe::residual_mix::add, moe::residual_mix::learned};
+  auto const mixes = {moe::residual_mix::add, moe::residual_mix::learned, moe::residual_mix::gated};
   for (auto const mix : mixes)
     for (expert_parallelism const& degrees :
          std::vector<expert_parallelism>{{4, 1, 1, 1}, {2, 2, 1, 2}, {2, 1, 2, 2}, {1, 4, 1, 4}}) {

@@ -131,7 +131,8 @@ concept score_row = requires(R& r, R const& c, detail::any_map<typename R::value
 ///            backward turns grad from d/dscores into d/dlogits, given the scores that the forward
 ///            made; a score of -inf has gradient 0.
 /// Cost.      O(E); no allocation beyond P::copies row copies in one call (0 if not declared).
-/// Models.    `softmax`, `sigmoid`, `identity`.
+/// Models.    `softmax`, `sigmoid`, `identity`, `sqrt_softplus`, `relu_normalised`; `noisy`,
+///            `learned_noise` and `logit_bias` of another one.
 template <class P, class R>
 concept score_policy = score_row<R> && std::copyable<P> &&
                        requires(P const& p, R& row, R const& scores, token const& t) {
@@ -143,10 +144,12 @@ concept score_policy = score_row<R> && std::copyable<P> &&
 ///
 /// Syntax.    `P::max_k`, `p.k()`; `p(keys, choices, token)`.
 /// Semantics. 1 <= k() <= max_k. Sets choices.k = k() and each choices.expert[j], j < k: an id in
-///            [0, E), all different, or -1 where no live candidate was left, and these come last.
+///            [0, E), all different, or -1 where no live candidate was left or no more are wanted, and
+///            these come last (but for ids that are given, which keep their places).
 ///            Keys may be destroyed. An expert whose key is -inf is never chosen. No gradient flows.
 /// Cost.      O(E k); no allocation beyond P::copies row copies in one call (0 if not declared).
-/// Models.    `top_k`, `visible`, `sampled`, `replayed`.
+/// Models.    `top_k`, `top_p`, `replayed`, `by_table`, `by_hash`; `visible`, `visible_to`, `listed`,
+///            `sampled`, `biased` and `group_limited` of another one.
 template <class P, class R>
 concept select_policy =
     score_row<R> && std::copyable<P> && detail::bounded_choices<P> &&
@@ -161,7 +164,8 @@ concept select_policy =
 /// Semantics. Sets choices.weight[j] for j < k; 0 where expert[j] < 0. backward adds d/dscores into
 ///            dscores, given the choices that the forward made and dchoices.weight = d/dweight.
 /// Cost.      O(k); no allocation.
-/// Models.    `as_scored`, `renormalised`, `softmax_of_selected`, `scaled`.
+/// Models.    `as_scored`, `renormalised`, `softmax_of_selected`, `constant_weight`; `scaled` and
+///            `without` of another one.
 template <class P, class R, int MaxK>
 concept weigh_policy =
     score_row<R> && std::copyable<P> &&

@@ -142,7 +142,8 @@ outcome reduce_gradients(C& all, C& replicas,
   if (!gradients.mix.absent()) {
     stacked_view<V> const mix(gradients.mix);
     detail::visit_part("mix", mix, mix, parts.over_all());
-    parts.over_all()("mix_bias", gradients.mix_bias, gradients.mix_bias);
+    if (!gradients.mix_bias.empty())
+      parts.over_all()("mix_bias", gradients.mix_bias, gradients.mix_bias);
   }
   return parts.end();
 }

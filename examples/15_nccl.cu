@@ -1,7 +1,7 @@
 // Exchange rows between GPUs over NCCL: equal blocks in one call, and a plan that a CUDA graph could capture.
 // SPDX-License-Identifier: MIT
 //
-//   nvcc -std=c++20 -arch=native -I include examples/16_nccl.cu -o nccl -lnccl && ./nccl
+//   nvcc -std=c++20 -arch=native -I include examples/15_nccl.cu -o nccl -lnccl && ./nccl
 //
 // A thread for each GPU of this machine is a rank; it sends n numbers to each, itself too, both ways, and
 // checks what it got. Never run on a GPU yet. For 8 GPUs it should print "8 of 8 GPUs are right".
