@@ -65,7 +65,8 @@ inline logits_table parse_csv(std::string const& path, std::string const& text) 
       std::string const field = row.substr(at, stop - at);
       char* rest = nullptr;
       float const value = std::strtof(field.c_str(), &rest);
-      if (*rest != '\0') throw refuse("\"" + field.substr(0, 40) + "\" is not a number");
+      if (*rest != '\0')
+        throw refuse(std::string("\"").append(field, 0, 40).append("\" is not a number"));
       table.values.push_back(value);
       ++count;
       at = row.find_first_not_of(between, stop);
@@ -86,7 +87,7 @@ inline std::string npy_value(std::string const& path, std::string_view header,
   if (at != std::string_view::npos) at = header.find(':', at);
   if (at == std::string_view::npos)
     throw input_error(path + ": the header of the array has no " + key);
-  at = header.find_first_not_of(" ", at + 1);
+  at = header.find_first_not_of(' ', at + 1);
   std::size_t end = at;
   for (int depth = 0; end < header.size(); ++end) {
     char const c = header[end];
