@@ -73,7 +73,7 @@ inline logits_table parse_csv(std::string const& path, std::string const& text) 
     }
     if (table.T == 0) table.E = static_cast<int>(count);
     if (count != table.E)
-      throw refuse(std::to_string(count) + " numbers, where the lines before have " +
+      throw refuse(std::to_string(count).append(" numbers, where the lines before have ") +
                    std::to_string(table.E));
     ++table.T;
   }
