@@ -1,6 +1,5 @@
 // Five ways to share 512 tokens out among 8 experts that are not liked alike.
 // SPDX-License-Identifier: MIT
-//
 //   g++ -std=c++20 -I include examples/17_whole_batch.cpp -o whole_batch && ./whole_batch
 #include <cstdint>
 #include <cstdio>

@@ -49,13 +49,14 @@ inline std::string read_bytes(std::string const& path) {
 inline logits_table parse_csv(std::string const& path, std::string const& text) {
   logits_table table;
   std::size_t begin = 0;
-  for (std::int64_t line = 1; begin < text.size(); ++line) {
+  std::int64_t line = 1;
+  auto const refuse = [&](std::string const& why) {
+    return input_error(path + ", line " + std::to_string(line) + ": " + why);
+  };
+  for (; begin < text.size(); ++line) {
     std::size_t const end = std::min(text.find('\n', begin), text.size());
     std::string const row = text.substr(begin, end - begin);
     begin = end + 1;
-    auto const refuse = [&](std::string const& why) -> input_error {
-      return input_error(path + ", line " + std::to_string(line) + ": " + why);
-    };
     constexpr char const* between = ",; \t\r";
     std::size_t at = row.find_first_not_of(between);
     if (at == std::string::npos || row[at] == '#') continue;
@@ -65,7 +66,7 @@ inline logits_table parse_csv(std::string const& path, std::string const& text) 
       std::string const field = row.substr(at, stop - at);
       char* rest = nullptr;
       float const value = std::strtof(field.c_str(), &rest);
-      if (*rest != '\0')
+      if (rest != field.c_str() + field.size())
         throw refuse(std::string("\"").append(field, 0, 40).append("\" is not a number"));
       table.values.push_back(value);
       ++count;
