@@ -10,11 +10,11 @@
 #include <vector>
 
 #include <moe/gate/expert_choice.hpp>
-#include <moe/layer/visit_preset.hpp>
 #include <moe/routing/statistics.hpp>
 
 #include "heat_map.hpp"
 #include "logits_file.hpp"
+#include "presets_by_name.hpp"
 
 namespace {
 
@@ -42,8 +42,9 @@ char const* const help =
     "  --help\n";
 
 struct options {
-  std::string file, svg, preset = "tutel_topk";
+  std::string file, svg, bias, preset = "mixtral";
   moe::preset_options router;
+  model_options model;
   moe::batch tokens;
   std::int64_t rows = 20;
 };
@@ -78,6 +79,12 @@ options read_options(int argc, char** argv) {
       o.preset = value();
     else if (name == "--k")
       o.router.k = static_cast<int>(whole(name, value(), 1, 1 << 20));
+    else if (name == "--groups")
+      o.model.n_group = static_cast<int>(whole(name, value(), 1, 64));
+    else if (name == "--kept-groups")
+      o.model.topk_group = static_cast<int>(whole(name, value(), 1, 64));
+    else if (name == "--bias")
+      o.bias = value();
     else if (name == "--capacity-factor")
       o.router.capacity_factor = real(name, value());
     else if (name == "--eval-capacity-factor")
@@ -202,7 +209,8 @@ void route_by(options const& o, logits_table const& logits, Preset const& preset
 
 void route_by_experts(options const& o, logits_table const& logits) {
   moe::preset_options const& given = o.router;
-  if (given.k || given.eval_capacity_factor || given.min_capacity || !given.drop_tokens)
+  if (given.k || given.eval_capacity_factor || given.min_capacity || !given.drop_tokens ||
+      o.model.any())
     throw input_error(
         "expert_choice knows --capacity-factor alone: experts choose, and drop nothing");
   moe::expert_choice<> gate;
@@ -232,16 +240,24 @@ int main(int argc, char** argv) try {
   options o = read_options(argc, argv);
   logits_table const logits = read_logits(o.file);
   o.router.experts = logits.E;
+  if (!o.bias.empty()) {
+    o.model.bias = read_logits(o.bias).values;
+    if (o.model.bias.size() != static_cast<std::size_t>(logits.E))
+      throw input_error(o.bias + " has " + std::to_string(o.model.bias.size()) +
+                        " numbers, not one for each of " + std::to_string(logits.E) + " experts");
+  }
   if (o.preset == "expert_choice")
     route_by_experts(o, logits);
   else
-    moe::visit_preset(o.preset, o.router, [&](auto const& preset) { route_by(o, logits, preset); });
+    visit_any_preset(o.preset, o.router, o.model,
+                     [&](auto const& preset) { route_by(o, logits, preset); });
   return 0;
 } catch (moe::precondition_error const& refused) {
   // Without the line of this program that called.
   std::string text = refused.what();
   text = text.substr(0, text.rfind(" (called at "));
-  if (text.find("known: ") != std::string::npos) text += ", expert_choice";
+  if (text.find("known: ") != std::string::npos)
+    text += std::string(", expert_choice, ") + model_names;
   std::fprintf(stderr, "route: %s\n", text.c_str());
   return 2;
 } catch (input_error const& wrong) {
