@@ -110,6 +110,7 @@
 #include <moe/layer/router.hpp>
 #include <moe/layer/sequence_parts.hpp>
 #include <moe/layer/soft_moe.hpp>
+#include <moe/layer/visit_model_preset.hpp>
 #include <moe/layer/visit_preset.hpp>
 #include <moe/loss/choice_prediction.hpp>
 #include <moe/loss/device_balance.hpp>

@@ -30,7 +30,7 @@ using moe_test::in_whole_block;
 /// A row in a thread, in parts of a warp, and in a block.
 template <class Gate>
 void check_homes(Gate const& gate, int least = 1) {
-  auto const from = [least](std::vector<int> sizes) {
+  auto const from = [least](std::vector<int> const& sizes) {
     std::vector<int> kept;
     for (int const E : sizes)
       if (E >= least) kept.push_back(E);

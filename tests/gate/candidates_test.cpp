@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <doctest/doctest.h>
 #include <gate/selected.hpp>
+#include <numeric>
 #include <set>
 #include <support/laws.hpp>
 #include <support/refusal.hpp>
@@ -44,8 +45,8 @@ TEST_CASE("gate/listed: only experts of the token's list are chosen") {
 
 TEST_CASE("gate/listed: keeps the laws of select policies with lists of its own") {
   std::vector<std::int64_t> const begin{0, 0, 0, 0, 40};  // the law's token has row 3
-  std::vector<std::int32_t> expert;
-  for (int i = 0; i < 40; ++i) expert.push_back(i * 4);
+  std::vector<std::int32_t> expert(40);
+  for (std::size_t i = 0; i < 40; ++i) expert[i] = static_cast<std::int32_t>(4 * i);
   moe_test::select_policy_laws(moe::listed<moe::top_k<4>>{{}, begin.data(), expert.data()});
   moe_test::select_policy_laws(
       moe::listed<moe::group_limited<moe::top_k<4>>>{{4, 2, 1}, begin.data(), expert.data()});
@@ -175,9 +176,9 @@ TEST_CASE("gate/by_table: weights are learned scores, with their gradient, or 1"
 }
 
 TEST_CASE("gate/by_hash: different experts, the same for the same word, spread evenly") {
-  std::vector<std::int32_t> word;
   constexpr int words = 60000;
-  for (int w = 0; w < words; ++w) word.push_back(w);
+  std::vector<std::int32_t> word(words);
+  std::iota(word.begin(), word.end(), 0);
   for (int const E : {2, 3, 7, 16, 60, 256})
     for (int const k : {1, 2, 4}) {
       if (k > E) continue;

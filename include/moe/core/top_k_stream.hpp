@@ -60,7 +60,7 @@ class top_k_stream {
   }
 
   MOE_HOST_DEVICE constexpr int k() const noexcept {
-    return MaxK == 1 ? 1 : k_;  // so that the compiler, too, knows
+    return k_ < MaxK ? k_ : MaxK;  // so that the compiler, too, knows
   }
   /// The index of the j-th best, j < k; -1 where no candidate was left.
   MOE_HOST_DEVICE constexpr int operator[](int j) const noexcept {

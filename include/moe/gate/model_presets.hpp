@@ -67,11 +67,15 @@ struct softmax_router_options {
   bool norm_topk_prob = false;
 };
 
+inline constexpr softmax_router_options qwen2_moe_options{.num_experts_per_tok = 4};
+inline constexpr softmax_router_options qwen3_moe_options{.norm_topk_prob = true};
+inline constexpr softmax_router_options olmoe_options{};
+
 /// Softmax, top-k, as they are. Its shared expert has a gate of its own, sigmoid(x w): see
 /// residual_mix::gated.
 /// @throws precondition_error unless 1 <= num_experts_per_tok <= 16.
 /// Source: configuration of Qwen1.5-MoE-A2.7B.
-constexpr auto qwen2_moe(softmax_router_options const& o = {.num_experts_per_tok = 4},
+constexpr auto qwen2_moe(softmax_router_options const& o = qwen2_moe_options,
                          call_site site = call_site::here()) {
   return detail::softmax_top_k(o.num_experts_per_tok, o.norm_topk_prob, site);
 }
@@ -79,7 +83,7 @@ constexpr auto qwen2_moe(softmax_router_options const& o = {.num_experts_per_tok
 /// Softmax, top-k, divided by their sum.
 /// @throws precondition_error unless 1 <= num_experts_per_tok <= 16.
 /// Source: configuration of Qwen3-30B-A3B; the default of its class does not divide.
-constexpr auto qwen3_moe(softmax_router_options const& o = {.norm_topk_prob = true},
+constexpr auto qwen3_moe(softmax_router_options const& o = qwen3_moe_options,
                          call_site site = call_site::here()) {
   return detail::softmax_top_k(o.num_experts_per_tok, o.norm_topk_prob, site);
 }
@@ -87,7 +91,8 @@ constexpr auto qwen3_moe(softmax_router_options const& o = {.norm_topk_prob = tr
 /// Softmax, top-k, as they are.
 /// @throws precondition_error unless 1 <= num_experts_per_tok <= 16.
 /// Source: Muennighoff et al., "OLMoE", 2024; configuration of OLMoE-1B-7B.
-constexpr auto olmoe(softmax_router_options const& o = {}, call_site site = call_site::here()) {
+constexpr auto olmoe(softmax_router_options const& o = olmoe_options,
+                     call_site site = call_site::here()) {
   return detail::softmax_top_k(o.num_experts_per_tok, o.norm_topk_prob, site);
 }
 
@@ -123,6 +128,11 @@ struct deepseek_v3_options {
   float const* e_score_correction_bias = nullptr;  ///< [E]; selects, and weighs nothing.
 };
 
+inline constexpr deepseek_v3_options kimi_k2_options{
+    .n_group = 1, .topk_group = 1, .routed_scaling_factor = 2.827};
+inline constexpr deepseek_v3_options glm4_moe_options{
+    .n_group = 1, .topk_group = 1, .routed_scaling_factor = 1};
+
 /// Sigmoid; top-k by score + bias of the groups whose two best add up to most; weights from the scores,
 /// divided by their sum, times a factor.
 /// @throws precondition_error unless 1 <= num_experts_per_tok <= 16, 1 <= topk_group <= n_group <= 64.
@@ -140,18 +150,14 @@ constexpr auto deepseek_v3(deepseek_v3_options const& o = {}, call_site site = c
 
 /// DeepSeek-V3's algorithm without groups. @throws as deepseek_v3.
 /// Source: configuration of Kimi-K2.
-constexpr auto kimi_k2(deepseek_v3_options const& o = {.n_group = 1,
-                                                       .topk_group = 1,
-                                                       .routed_scaling_factor = 2.827},
+constexpr auto kimi_k2(deepseek_v3_options const& o = kimi_k2_options,
                        call_site site = call_site::here()) {
   return deepseek_v3(o, site);
 }
 
 /// DeepSeek-V3's algorithm without groups. @throws as deepseek_v3.
 /// Source: the configuration class of GLM-4.5; the largest model has routed_scaling_factor = 2.5.
-constexpr auto glm4_moe(deepseek_v3_options const& o = {.n_group = 1,
-                                                        .topk_group = 1,
-                                                        .routed_scaling_factor = 1},
+constexpr auto glm4_moe(deepseek_v3_options const& o = glm4_moe_options,
                         call_site site = call_site::here()) {
   return deepseek_v3(o, site);
 }
