@@ -1,6 +1,5 @@
 // Five ways to share 512 tokens out among 8 experts that are not liked alike.
 // SPDX-License-Identifier: MIT
-//
 //   g++ -std=c++20 -I include examples/17_whole_batch.cpp -o whole_batch && ./whole_batch
 #include <cstdint>
 #include <cstdio>
@@ -9,15 +8,17 @@
 #include <moe/core/random.hpp>
 #include <moe/gate/balanced_assignment.hpp>
 #include <moe/gate/bias_controllers.hpp>
+#include <moe/gate/biased.hpp>
 #include <moe/gate/expert_choice.hpp>
+#include <moe/gate/gate.hpp>
 #include <moe/gate/sinkhorn.hpp>
+#include <moe/gate/weigh.hpp>
 #include <moe/routing/build_table.hpp>
 #include <moe/routing/statistics.hpp>
 
 namespace {
-
 constexpr int T = 512, E = 8;
-std::vector<float> logits(T* E);
+std::vector<float> logits = std::vector<float>(T * E);
 
 /// Prints what ids [T] make of the loads, and gives the greatest by the mean.
 double show(char const* name, std::vector<std::int32_t> const& ids) {
@@ -31,7 +32,6 @@ double show(char const* name, std::vector<std::int32_t> const& ids) {
   std::printf("%-16s %8.2f %12.2f\n", name, imbalance, liked);
   return imbalance;
 }
-
 }  // namespace
 
 int main() {
@@ -65,16 +65,16 @@ int main() {
   auto const used = moe::measure_load(moe::vector_view<std::int32_t const>(table.used, E));
   std::printf("%-16s %8.2f\n", "expert choice", used.imbalance);
   std::vector<float> bias(E);
+  moe::gate<moe::identity, moe::biased<moe::top_k<1>>, moe::as_scored> const by_bias{
+      {}, {{}, bias.data()}, {}};
+  moe::routing_buffer chosen(T, 1, E);
+  scratch = moe::buffer(moe::route_scratch<decltype(by_bias)>(exec, E));
   for (int step = 0; step < 500; ++step) {
+    moe::route(exec, by_bias, view, {}, scratch, chosen);
     std::vector<std::int32_t> counts(E);
-    for (std::size_t t = 0; t < T; ++t) {
-      float keys[E];
-      for (std::size_t e = 0; e < E; ++e) keys[e] = logits[t * E + e] + bias[e];
-      ids[t] = moe::array_row<float>(keys, E).pop_max(0, E).expert;
-      ++counts[std::size_t(ids[t])];
-    }
+    for (int t = 0; t < T; ++t) ++counts[std::size_t(chosen.expert[t])];
     moe::sign_controller{.rate = 0.01f}.update(moe::vector_view<std::int32_t const>(counts), bias);
   }
-  double const sign = show("sign controller", ids);
+  double const sign = show("sign controller", {chosen.expert, chosen.expert + T});
   return top_1 > 2 && sinkhorn < 1.2 && auction == 1 && used.imbalance == 1 && sign < 1.1 ? 0 : 1;
 }

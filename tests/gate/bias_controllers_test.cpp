@@ -15,6 +15,7 @@
 #include <moe/comm/threads.hpp>
 #include <moe/core/thread_team.hpp>
 #include <moe/gate/bias_controllers.hpp>
+#include <moe/gate/biased.hpp>
 #include <moe/gate/select.hpp>
 #include <moe/routing/statistics.hpp>
 
@@ -37,12 +38,13 @@ std::vector<float> skewed_scores(std::int64_t T, unsigned seed) {
 /// How many tokens take each expert: the top K of score + bias.
 std::vector<std::int32_t> count(std::vector<float> const& scores, std::vector<float> const& bias) {
   std::vector<std::int32_t> counts(E);
+  moe::biased<moe::top_k<K>> const select{{}, bias.data()};
   for (std::size_t t = 0; t < scores.size() / E; ++t) {
     float keys[E];
-    for (std::size_t e = 0; e < E; ++e) keys[e] = scores[t * E + e] + bias[e];
+    std::copy_n(scores.begin() + static_cast<std::ptrdiff_t>(t * E), E, keys);
     moe::array_row<float> row(keys, E);
     moe::choices<K> chosen;
-    moe::top_k<K>{}(row, chosen, {});
+    select(row, chosen, {});
     for (int const e : chosen.expert) ++counts[static_cast<std::size_t>(e)];
   }
   return counts;

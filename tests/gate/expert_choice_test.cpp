@@ -90,8 +90,8 @@ list slow_choice(std::vector<double> const& scores, std::int64_t T, int E, int e
 TEST_CASE("gate/expert_choice: three tokens and two experts by hand") {
   // Logits are logarithms of probabilities, so that softmax gives these back.
   std::vector<double> const p{0.9, 0.1, 0.6, 0.4, 0.2, 0.8};
-  std::vector<double> l;
-  for (double const v : p) l.push_back(std::log(v));
+  std::vector<double> l(p.size());
+  for (std::size_t i = 0; i < l.size(); ++i) l[i] = std::log(p[i]);
   moe::expert_choice<> const gate{.capacity_factor = 1};
   CHECK(gate.C(3, 2) == 1);
   chosen const c(gate, l, 2);

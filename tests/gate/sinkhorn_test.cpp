@@ -89,9 +89,9 @@ TEST_CASE("gate/sinkhorn: two tokens and two experts by hand") {
   assigned<double> const a({}, z, 2);
   CHECK(a.expert == ids{0, 1});
   CHECK(a.result.converged);
-  auto const p = slow_sinkhorn(z, 2, 1e-12);
+  auto const p = slow_sinkhorn(z, 2, 1e-6);
   for (std::size_t i = 0; i < 4; ++i)
-    CHECK(p[i] == doctest::Approx(i == 0 || i == 3 ? 2.0 / 6 : 1.0 / 6).epsilon(1e-6));
+    CHECK(p[i] == doctest::Approx(i == 0 || i == 3 ? 2.0 / 6 : 1.0 / 6).epsilon(1e-5));
   CHECK(assigned<double>({}, z, 2, {}).expert == ids{0, 0});  // evaluation
 }
 
@@ -133,8 +133,10 @@ TEST_CASE("gate/sinkhorn: equal logits go to the lower id") {
 TEST_CASE("gate/sinkhorn: great logits neither overflow nor matter row by row") {
   auto const z = skewed(64, 4, 3);
   auto shifted = z;
-  for (std::size_t i = 0; i < z.size(); ++i)
-    shifted[i] += 100.0 * static_cast<double>(i / 4) - 3000;
+  for (std::size_t i = 0; i < z.size(); ++i) {
+    std::size_t const t = i / 4;
+    shifted[i] += 100.0 * static_cast<double>(t) - 3000;
+  }
   CHECK(assigned<double>({}, shifted, 4).expert == assigned<double>({}, z, 4).expert);
   std::vector<float> const narrow(shifted.begin(), shifted.end());
   assigned<float> const a({}, narrow, 4);

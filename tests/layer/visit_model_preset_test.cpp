@@ -89,6 +89,9 @@ TEST_CASE("layer/visit_model_preset: unknown names and options are refused") {
   says(refusal_of("moe_plus_plus", {.num_experts_per_tok = 2, .num_experts = E}),
        "visit_model_preset: the preset has num_experts_per_tok");
   says(refusal_of("moe_plus_plus"), "visit_model_preset: num_experts >= 2; got num_experts = 0");
+  says(refusal_of("kimi_k2", {.num_experts = E, .n_group = 5}),
+       "visit_model_preset: num_experts is a multiple of n_group; got num_experts = 32, n_group = "
+       "5");
   says(refusal_of("mixtral", {.num_experts_per_tok = 17}), "top_k: 1 <= k <= MaxK");
   says(refusal_of("mixtral", {.num_experts_per_tok = 9, .num_experts = 8}),
        "visit_model_preset: the preset chooses as many of num_experts; got k = 9, num_experts = 8");

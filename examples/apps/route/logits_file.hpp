@@ -49,13 +49,14 @@ inline std::string read_bytes(std::string const& path) {
 inline logits_table parse_csv(std::string const& path, std::string const& text) {
   logits_table table;
   std::size_t begin = 0;
-  for (std::int64_t line = 1; begin < text.size(); ++line) {
+  std::int64_t line = 1;
+  auto const refuse = [&](std::string const& why) {
+    return input_error(path + ", line " + std::to_string(line) + ": " + why);
+  };
+  for (; begin < text.size(); ++line) {
     std::size_t const end = std::min(text.find('\n', begin), text.size());
     std::string const row = text.substr(begin, end - begin);
     begin = end + 1;
-    auto const refuse = [&](std::string const& why) -> input_error {
-      return input_error(path + ", line " + std::to_string(line) + ": " + why);
-    };
     constexpr char const* between = ",; \t\r";
     std::size_t at = row.find_first_not_of(between);
     if (at == std::string::npos || row[at] == '#') continue;
@@ -65,14 +66,15 @@ inline logits_table parse_csv(std::string const& path, std::string const& text) 
       std::string const field = row.substr(at, stop - at);
       char* rest = nullptr;
       float const value = std::strtof(field.c_str(), &rest);
-      if (*rest != '\0') throw refuse("\"" + field.substr(0, 40) + "\" is not a number");
+      if (rest != field.c_str() + field.size())
+        throw refuse(std::string("\"").append(field, 0, 40).append("\" is not a number"));
       table.values.push_back(value);
       ++count;
       at = row.find_first_not_of(between, stop);
     }
     if (table.T == 0) table.E = static_cast<int>(count);
     if (count != table.E)
-      throw refuse(std::to_string(count) + " numbers, where the lines before have " +
+      throw refuse(std::to_string(count).append(" numbers, where the lines before have ") +
                    std::to_string(table.E));
     ++table.T;
   }
@@ -86,7 +88,7 @@ inline std::string npy_value(std::string const& path, std::string_view header,
   if (at != std::string_view::npos) at = header.find(':', at);
   if (at == std::string_view::npos)
     throw input_error(path + ": the header of the array has no " + key);
-  at = header.find_first_not_of(" ", at + 1);
+  at = header.find_first_not_of(' ', at + 1);
   std::size_t end = at;
   for (int depth = 0; end < header.size(); ++end) {
     char const c = header[end];

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include <moe/gate/expert_choice.hpp>
+#include <moe/layer/visit_model_preset.hpp>
 #include <moe/layer/visit_preset.hpp>
 #include <moe/routing/statistics.hpp>
 
@@ -27,10 +28,16 @@ char const* const help =
     "each token, the load of each expert, what was dropped, and how sure the router was. FILE is "
     "CSV\n"
     "(or apart by blanks or semicolons), or a NumPy array (.npy) of float32 or float64.\n\n"
-    "  --preset NAME             deepspeed_top1, deepspeed_top2, deepspeed_topk, tutel_topk,\n"
-    "                            switch_transformer, gshard, or expert_choice (default "
-    "tutel_topk)\n"
+    "  --preset NAME             of a system: deepspeed_top1, deepspeed_top2, deepspeed_topk,\n"
+    "                            tutel_topk, switch_transformer, gshard; expert_choice; or of a\n"
+    "                            model: mixtral (default), qwen2_moe, qwen3_moe, olmoe,\n"
+    "                            deepseek_v2, deepseek_v3, kimi_k2, glm4_moe, deepseek_v4, "
+    "llama4,\n"
+    "                            gpt_oss, longcat, moe_plus_plus, whose experts all count as\n"
+    "                            computed ones here\n"
     "  --k N                     choices of a token, where the preset leaves them open\n"
+    "  --groups N, --kept-groups N   of experts, where a model has them\n"
+    "  --bias FILE               a number for each expert, where a model has a bias\n"
     "  --capacity-factor X       in training, and where there is but one\n"
     "  --eval-capacity-factor X  otherwise\n"
     "  --min-capacity N\n"
@@ -42,11 +49,21 @@ char const* const help =
     "  --help\n";
 
 struct options {
-  std::string file, svg, preset = "tutel_topk";
+  std::string file, svg, bias, preset = "mixtral";
   moe::preset_options router;
+  moe::model_preset_options model;
+  std::vector<float> bias_of_experts;
   moe::batch tokens;
   std::int64_t rows = 20;
 };
+
+bool is_model(std::string const& preset) {
+  auto const& names = moe::model_preset_names;
+  return std::find(names.begin(), names.end(), preset) != names.end();
+}
+bool has_model_options(options const& o) {
+  return o.model.n_group || o.model.topk_group || !o.bias.empty();
+}
 
 std::int64_t whole(std::string const& name, char const* text, std::int64_t least,
                    std::int64_t most) {
@@ -78,6 +95,12 @@ options read_options(int argc, char** argv) {
       o.preset = value();
     else if (name == "--k")
       o.router.k = static_cast<int>(whole(name, value(), 1, 1 << 20));
+    else if (name == "--groups")
+      o.model.n_group = static_cast<int>(whole(name, value(), 1, 64));
+    else if (name == "--kept-groups")
+      o.model.topk_group = static_cast<int>(whole(name, value(), 1, 64));
+    else if (name == "--bias")
+      o.bias = value();
     else if (name == "--capacity-factor")
       o.router.capacity_factor = real(name, value());
     else if (name == "--eval-capacity-factor")
@@ -200,9 +223,18 @@ void route_by(options const& o, logits_table const& logits, Preset const& preset
   report(o, routed, table, weights, scores, balance);
 }
 
+template <class F>
+void route_by_model(options const& o, F const& by) {
+  moe::preset_options const& given = o.router;
+  if (given.capacity_factor || given.eval_capacity_factor || given.min_capacity)
+    throw input_error(o.preset + " drops nothing and has no capacity");
+  moe::visit_model_preset(o.preset, o.model, by);
+}
+
 void route_by_experts(options const& o, logits_table const& logits) {
   moe::preset_options const& given = o.router;
-  if (given.k || given.eval_capacity_factor || given.min_capacity || !given.drop_tokens)
+  if (given.k || given.eval_capacity_factor || given.min_capacity || !given.drop_tokens ||
+      has_model_options(o))
     throw input_error(
         "expert_choice knows --capacity-factor alone: experts choose, and drop nothing");
   moe::expert_choice<> gate;
@@ -232,16 +264,33 @@ int main(int argc, char** argv) try {
   options o = read_options(argc, argv);
   logits_table const logits = read_logits(o.file);
   o.router.experts = logits.E;
+  o.model.num_experts = logits.E;
+  o.model.num_experts_per_tok = o.router.k;
+  if (!o.bias.empty()) {
+    o.bias_of_experts = read_logits(o.bias).values;
+    o.model.bias = o.bias_of_experts.data();
+    if (o.bias_of_experts.size() != static_cast<std::size_t>(logits.E))
+      throw input_error(o.bias + " has " + std::to_string(o.bias_of_experts.size()) +
+                        " numbers, not one for each of " + std::to_string(logits.E) + " experts");
+  }
+  auto const by = [&](auto const& preset) { route_by(o, logits, preset); };
   if (o.preset == "expert_choice")
     route_by_experts(o, logits);
+  else if (is_model(o.preset))
+    route_by_model(o, by);
+  else if (has_model_options(o))
+    throw input_error(o.preset + " has neither groups nor a bias");
   else
-    moe::visit_preset(o.preset, o.router, [&](auto const& preset) { route_by(o, logits, preset); });
+    moe::visit_preset(o.preset, o.router, by);
   return 0;
 } catch (moe::precondition_error const& refused) {
   // Without the line of this program that called.
   std::string text = refused.what();
   text = text.substr(0, text.rfind(" (called at "));
-  if (text.find("known: ") != std::string::npos) text += ", expert_choice";
+  if (text.find("known: ") != std::string::npos) {
+    text += ", expert_choice";
+    for (char const* name : moe::model_preset_names) text += std::string(", ") + name;
+  }
   std::fprintf(stderr, "route: %s\n", text.c_str());
   return 2;
 } catch (input_error const& wrong) {

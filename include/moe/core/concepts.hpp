@@ -149,7 +149,7 @@ concept score_policy = score_row<R> && std::copyable<P> &&
 ///            Keys may be destroyed. An expert whose key is -inf is never chosen. No gradient flows.
 /// Cost.      O(E k); no allocation beyond P::copies row copies in one call (0 if not declared).
 /// Models.    `top_k`, `top_p`, `replayed`, `by_table`, `by_hash`; `visible`, `visible_to`, `listed`,
-///            `sampled`, `biased` and `group_limited` of another one.
+///            `above`, `sampled`, `biased` and `group_limited` of another one.
 template <class P, class R>
 concept select_policy =
     score_row<R> && std::copyable<P> && detail::bounded_choices<P> &&

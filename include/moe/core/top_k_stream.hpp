@@ -36,7 +36,7 @@ class top_k_stream {
 
   /// A tile: scores of the indices [first, first + count).
   MOE_HOST_DEVICE constexpr void add(float const* scores, int count, int first) noexcept {
-    if (key_[k_ - 1] == none && count >= 2 * lanes) raise(scores, count);
+    if (key_[k() - 1] == none && count >= 2 * lanes) raise(scores, count);
     int i = 0;
     for (; i + lanes <= count; i += lanes) {
       int found = 0;
@@ -59,7 +59,9 @@ class top_k_stream {
     for (std::uint64_t const key : other.key_) insert(key);
   }
 
-  MOE_HOST_DEVICE constexpr int k() const noexcept { return k_; }
+  MOE_HOST_DEVICE constexpr int k() const noexcept {
+    return k_ < MaxK ? k_ : MaxK;  // so that the compiler, too, knows
+  }
   /// The index of the j-th best, j < k; -1 where no candidate was left.
   MOE_HOST_DEVICE constexpr int operator[](int j) const noexcept {
     return key_[j] == none ? -1 : static_cast<int>(~static_cast<std::uint32_t>(key_[j]));
@@ -86,7 +88,7 @@ class top_k_stream {
     for (int i = lanes; i + lanes <= count; i += lanes)
       for (int l = 0; l < lanes; ++l) lane[l] = scores[i + l] > lane[l] ? scores[i + l] : lane[l];
     float highest = 0;
-    for (int j = 0; j < k_; ++j) {
+    for (int j = 0; j < k(); ++j) {
       float top[lanes / 2];
       for (int l = 0; l < lanes / 2; ++l)
         top[l] = lane[l] > lane[l + lanes / 2] ? lane[l] : lane[l + lanes / 2];
@@ -100,13 +102,13 @@ class top_k_stream {
 
   /// Without branches: a key that is not among the best falls out at the end.
   MOE_HOST_DEVICE constexpr void insert(std::uint64_t key) noexcept {
-    for (int j = 0; j < k_; ++j) {
+    for (int j = 0; j < k(); ++j) {
       std::uint64_t const other = key_[j];
       bool const better = key > other;
       key_[j] = better ? key : other;
       key = better ? other : key;
     }
-    float const last = score_of(key_[k_ - 1]);
+    float const last = score_of(key_[k() - 1]);
     least_ = last > least_ ? last : least_;
   }
 

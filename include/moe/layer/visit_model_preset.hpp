@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <initializer_list>
 #include <optional>
 #include <string_view>
 #include <utility>
@@ -25,6 +26,11 @@ struct model_preset_options {
   /// [E]: e_score_correction_bias, or gpt-oss's router bias. The caller's.
   std::optional<float const*> bias{};
 };
+
+/// Of visit_model_preset.
+inline constexpr std::initializer_list<char const*> model_preset_names = {
+    "mixtral",  "qwen2_moe",   "qwen3_moe", "olmoe",   "deepseek_v2", "deepseek_v3",  "kimi_k2",
+    "glm4_moe", "deepseek_v4", "llama4",    "gpt_oss", "longcat",     "moe_plus_plus"};
 
 namespace detail {
 
@@ -65,6 +71,10 @@ constexpr Own model_options_of(model_preset_options const& given, Own own, call_
   take(groups, given.n_group, "visit_model_preset: the preset has n_group");
   take(kept, given.topk_group, "visit_model_preset: the preset has topk_group");
   take(bias, given.bias, "visit_model_preset: the preset has a bias");
+  if constexpr (requires { own.n_group; })
+    expects(own.n_group < 1 || given.num_experts % own.n_group == 0,
+            "visit_model_preset: num_experts is a multiple of n_group", site,
+            {{"num_experts", given.num_experts}, {"n_group", own.n_group}});
   if constexpr (requires { own.num_experts; }) {
     expects(given.num_experts >= 2, "visit_model_preset: num_experts >= 2", site,
             {{"num_experts", given.num_experts}});
@@ -81,10 +91,9 @@ constexpr Own model_options_of(model_preset_options const& given, Own own, call_
 ///     moe::visit_model_preset("deepseek_v3", {.num_experts = 256, .bias = bias.data()},
 ///                             [&](auto const& preset) { run(preset); });
 ///
-/// @param name  mixtral, qwen2_moe, qwen3_moe, olmoe, deepseek_v2, deepseek_v3, kimi_k2, glm4_moe,
-///              deepseek_v4, llama4, gpt_oss, longcat or moe_plus_plus. (deepseek_v4_hash has a table.)
+/// @param name  One of model_preset_names. (deepseek_v4_hash has a table.)
 /// @throws precondition_error for any other name, and lists these; if there are fewer experts than
-///         choices; if the preset does not know an option that is given; as the preset itself does.
+///         choices, or their number is no multiple of that of groups; if the preset does not know an option that is given; as the preset itself does.
 template <class F>
 decltype(auto) visit_model_preset(std::string_view name, model_preset_options const& options, F&& f,
                                   call_site site = call_site::here()) {
@@ -126,11 +135,7 @@ decltype(auto) visit_model_preset(std::string_view name, model_preset_options co
   if (name == "moe_plus_plus")
     return call([](auto const& o, call_site at) { return moe_plus_plus(o, at); },
                 moe_plus_plus_options{});
-  detail::refuse_name(
-      "visit_model_preset: a known preset", name,
-      {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3", "kimi_k2",
-       "glm4_moe", "deepseek_v4", "llama4", "gpt_oss", "longcat", "moe_plus_plus"},
-      site);
+  detail::refuse_name("visit_model_preset: a known preset", name, model_preset_names, site);
 }
 
 }  // namespace moe::inline MOE_ABI
