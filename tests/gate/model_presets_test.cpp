@@ -383,4 +383,9 @@ TEST_CASE("gate/model_presets: options out of range are refused") {
   says(refusal([] { moe::deepseek_v3({.n_group = 0}); }), "group_limited: 1 <= kept <= groups");
   says(refusal([] { moe::moe_plus_plus({1}); }), "moe_plus_plus: num_experts >= 2");
   says(refusal([] { moe::longcat({.moe_topk = 0}); }), "top_k: 1 <= k <= MaxK");
+  char const* const factor = "0 < routed_scaling_factor < 1e30";
+  says(refusal([] { moe::longcat({.routed_scaling_factor = 1e39}); }), factor);
+  says(refusal([] { moe::deepseek_v2({.routed_scaling_factor = 0}); }), factor);
+  says(refusal([] { moe::deepseek_v3({.routed_scaling_factor = std::nan("")}); }), factor);
+  says(refusal([] { moe::deepseek_v4({.routed_scaling_factor = -1}); }), factor);
 }

@@ -27,10 +27,17 @@ namespace detail {
 
 inline constexpr load_balance_rule all_choices{.choices = load_balance_rule::counted::all};
 
+constexpr float scaling_factor(double factor, call_site site) {
+  expects(factor > 0 && factor < 1e30, "model preset: 0 < routed_scaling_factor < 1e30", site,
+          {{"routed_scaling_factor", factor}});
+  return static_cast<float>(factor);
+}
+
 /// Weights that are divided by their sum if `divided`, and then multiplied.
-constexpr scaled<renormalised> model_weights(bool divided, double factor, renormalised by = {}) {
+constexpr scaled<renormalised> model_weights(bool divided, double factor, renormalised by,
+                                             call_site site) {
   by.from_k = divided ? by.from_k : max_choices + 1;
-  return {static_cast<float>(factor), by};
+  return {scaling_factor(factor, site), by};
 }
 
 /// DeepSeek-V3 divides by the sum + 1e-20, and only if there are two weights or more.
@@ -38,7 +45,8 @@ inline constexpr renormalised by_sum_plus_1e20{.floor = 0, .added = 1e-20f, .fro
 
 constexpr auto softmax_top_k(int k, bool norm_topk_prob, call_site site) {
   return preset<gate<softmax, top_k<max_choices>, scaled<renormalised>>>{
-      .gate = {.select = top_k<max_choices>(k, site), .weigh = model_weights(norm_topk_prob, 1)},
+      .gate = {.select = top_k<max_choices>(k, site),
+               .weigh = model_weights(norm_topk_prob, 1, {}, site)},
       .loss = all_choices};
 }
 
@@ -105,7 +113,8 @@ struct deepseek_v2_options {
 };
 
 /// Softmax, top-k of the groups whose best expert is best, times a factor.
-/// @throws precondition_error unless 1 <= num_experts_per_tok <= 16, 1 <= topk_group <= n_group <= 64.
+/// @throws precondition_error unless 1 <= num_experts_per_tok <= 16, 1 <= topk_group <= n_group <= 64,
+///         0 < routed_scaling_factor < 1e30.
 /// Source: "DeepSeek-V2", 2024; its configuration (group_limited_greedy; n_group = 1 is its "greedy").
 constexpr auto deepseek_v2(deepseek_v2_options const& o = {}, call_site site = call_site::here()) {
   using original = gate<softmax, group_limited<top_k<max_choices>>, scaled<renormalised>>;
@@ -114,7 +123,7 @@ constexpr auto deepseek_v2(deepseek_v2_options const& o = {}, call_site site = c
       .gate = {.select = {o.n_group, o.topk_group, 1,
                           top_k<max_choices>(o.num_experts_per_tok, site), site},
                .weigh = detail::model_weights(divided, divided ? 1 : o.routed_scaling_factor,
-                                              detail::by_sum_plus_1e20)},
+                                              detail::by_sum_plus_1e20, site)},
       .loss = detail::all_choices};
 }
 
@@ -135,7 +144,8 @@ inline constexpr deepseek_v3_options glm4_moe_options{
 
 /// Sigmoid; top-k by score + bias of the groups whose two best add up to most; weights from the scores,
 /// divided by their sum, times a factor.
-/// @throws precondition_error unless 1 <= num_experts_per_tok <= 16, 1 <= topk_group <= n_group <= 64.
+/// @throws precondition_error unless 1 <= num_experts_per_tok <= 16, 1 <= topk_group <= n_group <= 64,
+///         0 < routed_scaling_factor < 1e30.
 /// Source: "DeepSeek-V3", 2024; its configuration.
 constexpr auto deepseek_v3(deepseek_v3_options const& o = {}, call_site site = call_site::here()) {
   using original = gate<sigmoid, biased<group_limited<top_k<max_choices>>>, scaled<renormalised>>;
@@ -144,7 +154,7 @@ constexpr auto deepseek_v3(deepseek_v3_options const& o = {}, call_site site = c
                            top_k<max_choices>(o.num_experts_per_tok, site), site},
                           o.e_score_correction_bias},
                .weigh = detail::model_weights(o.norm_topk_prob, o.routed_scaling_factor,
-                                              detail::by_sum_plus_1e20)},
+                                              detail::by_sum_plus_1e20, site)},
       .loss = detail::all_choices};
 }
 
@@ -171,7 +181,7 @@ struct deepseek_v4_options {
 
 /// Square root of softplus; top-k by score + bias; weights from the scores, divided by their sum, times a
 /// factor.
-/// @throws precondition_error unless 1 <= num_experts_per_tok <= 16.
+/// @throws precondition_error unless 1 <= num_experts_per_tok <= 16, 0 < routed_scaling_factor < 1e30.
 /// Source: DeepSeek-V4's inference code; configuration of the smaller model.
 constexpr auto deepseek_v4(deepseek_v4_options const& o = {}, call_site site = call_site::here()) {
   using original = gate<sqrt_softplus, biased<top_k<max_choices>>, scaled<renormalised>>;
@@ -179,7 +189,7 @@ constexpr auto deepseek_v4(deepseek_v4_options const& o = {}, call_site site = c
       .gate = {.select = {top_k<max_choices>(o.num_experts_per_tok, site),
                           o.e_score_correction_bias},
                .weigh = detail::model_weights(o.norm_topk_prob, o.routed_scaling_factor,
-                                              detail::by_sum_plus_1e20)},
+                                              detail::by_sum_plus_1e20, site)},
       .loss = detail::all_choices};
 }
 
@@ -187,7 +197,7 @@ constexpr auto deepseek_v4(deepseek_v4_options const& o = {}, call_site site = c
 /// deepseek_v4.
 /// @param tid2eid  [words,k]. @param word  [T]: of the token in row t of the logits.
 /// @param o        num_experts_per_tok and the bias take no part.
-/// @throws precondition_error as by_table.
+/// @throws precondition_error as by_table, and deepseek_v4.
 constexpr auto deepseek_v4_hash(matrix_view<std::int32_t const> tid2eid, std::int32_t const* word,
                                 deepseek_v4_options const& o = {},
                                 call_site site = call_site::here()) {
@@ -195,7 +205,7 @@ constexpr auto deepseek_v4_hash(matrix_view<std::int32_t const> tid2eid, std::in
   return preset<original>{
       .gate = {.select = by_table<max_choices>(tid2eid, word, site),
                .weigh = detail::model_weights(o.norm_topk_prob, o.routed_scaling_factor,
-                                              detail::by_sum_plus_1e20)},
+                                              detail::by_sum_plus_1e20, site)},
       .loss = detail::all_choices};
 }
 
@@ -238,13 +248,13 @@ struct longcat_options {
 
 /// Softmax; top-k by probability + bias; times a factor. E counts the experts with weights and, after
 /// them, those that give the token itself: expert_kind::copy in the expert_map.
-/// @throws precondition_error unless 1 <= moe_topk <= 16.
+/// @throws precondition_error unless 1 <= moe_topk <= 16, 0 < routed_scaling_factor < 1e30.
 /// Source: "LongCat-Flash", 2025; its configuration (512 experts and 256 copies).
 constexpr auto longcat(longcat_options const& o = {}, call_site site = call_site::here()) {
   using original = gate<softmax, biased<top_k<max_choices>>, scaled<as_scored>>;
   return preset<original>{
       .gate = {.select = {top_k<max_choices>(o.moe_topk, site), o.e_score_correction_bias},
-               .weigh = {static_cast<float>(o.routed_scaling_factor), {}}},
+               .weigh = {detail::scaling_factor(o.routed_scaling_factor, site), {}}},
       .loss = detail::all_choices};
 }
 
