@@ -98,9 +98,12 @@ class moe_layer {
            experts_.template saved_bytes<V>(expert_shape(), table_bounds().max_rows) +
            memory::alignment;
   }
+  // Not inline: where residual_layer::carve_saved was inlined with it into a constructor, g++ 12.2 -O3 lost
+  // the columns of `logits` (examples/apps/pr_moe_text/parallel.cpp; no sanitizer and not clang).
   /// @throws precondition_error if `from` has fewer than saved_bytes<V>() bytes.
   template <class V>
-  layer_saved<V> carve_saved(memory from, call_site site = call_site::here()) const {
+  [[gnu::noinline]] layer_saved<V> carve_saved(memory from,
+                                               call_site site = call_site::here()) const {
     char const* const enough = "moe_layer::carve_saved: memory holds saved_bytes()";
     layer_saved<V> saved;
     saved.room = shape_.T;
