@@ -61,6 +61,7 @@
 #include <moe/expert/ffn_weights.hpp>
 #include <moe/expert/grouped_gemm.hpp>
 #include <moe/expert/initialise.hpp>
+#include <moe/expert/instruction_sets.hpp>
 #include <moe/expert/kinds.hpp>
 #include <moe/expert/segments.hpp>
 #include <moe/expert/slice.hpp>
