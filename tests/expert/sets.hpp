@@ -10,7 +10,9 @@
 #pragma GCC diagnostic ignored "-Wpsabi"
 namespace moe::inline MOE_ABI::detail::wide {
 using namespace gemm;
+using namespace packed;
 inline constexpr int vector_bytes = 64, registers = 32;
+inline constexpr bool has_f16c = false;
 }  // namespace moe::inline MOE_ABI::detail::wide
 #define MOE_KERNELS wide
 #include <moe/expert/detail/kernels.inc>
@@ -24,6 +26,10 @@ struct wide_set {
   template <class V>
   static moe::detail::gemm::gemm_kernels<V> const& gemm() noexcept {
     return moe::detail::wide::gemm_table<V>;
+  }
+  template <class W, class Activation>
+  static moe::detail::packed::kernels<W, Activation> const& packed() noexcept {
+    return moe::detail::wide::packed_table<W, Activation>;
   }
 };
 

@@ -5,12 +5,15 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include <moe/core/config.hpp>
+#include <moe/core/scalar.hpp>
 #include <moe/core/view.hpp>
 #include <moe/dispatch/update.hpp>
 #include <moe/expert/detail/gemm_shapes.hpp>
+#include <moe/expert/detail/packed_shapes.hpp>
 #include <moe/expert/segments.hpp>
 
 // What kernels may ask about the instruction set they are compiled for. Constants, so that the bodies
@@ -19,15 +22,21 @@ namespace moe::inline MOE_ABI::detail {
 
 namespace plain {
 using namespace gemm;
+using namespace packed;
 inline constexpr int vector_bytes = MOE_VECTOR_BYTES, registers = MOE_VECTOR_REGISTERS;
+inline constexpr bool has_f16c = MOE_VECTOR_BYTES == 64;
 }  // namespace plain
 namespace avx2 {
 using namespace gemm;
+using namespace packed;
 inline constexpr int vector_bytes = 32, registers = 16;
+inline constexpr bool has_f16c = true;
 }  // namespace avx2
 namespace avx512 {
 using namespace gemm;
+using namespace packed;
 inline constexpr int vector_bytes = 64, registers = 32;
+inline constexpr bool has_f16c = true;
 }  // namespace avx512
 
 }  // namespace moe::inline MOE_ABI::detail
@@ -58,6 +67,10 @@ struct plain_set {
   static detail::gemm::gemm_kernels<V> const& gemm() noexcept {
     return detail::plain::gemm_table<V>;
   }
+  template <class W, class Activation>
+  static detail::packed::kernels<W, Activation> const& packed() noexcept {
+    return detail::plain::packed_table<W, Activation>;
+  }
 };
 
 #if MOE_HAS_TARGETS
@@ -72,6 +85,10 @@ struct avx2_set {
   static detail::gemm::gemm_kernels<V> const& gemm() noexcept {
     return detail::avx2::gemm_table<V>;
   }
+  template <class W, class Activation>
+  static detail::packed::kernels<W, Activation> const& packed() noexcept {
+    return detail::avx2::packed_table<W, Activation>;
+  }
 };
 
 /// AVX-512 F, BW, DQ and VL, whatever the flags.
@@ -85,6 +102,10 @@ struct avx512_set {
   template <class V>
   static detail::gemm::gemm_kernels<V> const& gemm() noexcept {
     return detail::avx512::gemm_table<V>;
+  }
+  template <class W, class Activation>
+  static detail::packed::kernels<W, Activation> const& packed() noexcept {
+    return detail::avx512::packed_table<W, Activation>;
   }
 };
 #else
@@ -101,10 +122,23 @@ struct best_set {
   static bool available() noexcept { return true; }
   template <class V>
   static detail::gemm::gemm_kernels<V> const& gemm() noexcept {
-    static auto const& best = avx512_set::available() ? avx512_set::gemm<V>()
-                              : avx2_set::available() ? avx2_set::gemm<V>()
-                                                      : plain_set::gemm<V>();
+    static auto const& best =
+        choose([](auto set) -> auto const& { return set.template gemm<V>(); });
     return best;
+  }
+  template <class W, class Activation>
+  static detail::packed::kernels<W, Activation> const& packed() noexcept {
+    static auto const& best =
+        choose([](auto set) -> auto const& { return set.template packed<W, Activation>(); });
+    return best;
+  }
+
+ private:
+  template <class F>
+  static auto const& choose(F const& f) noexcept {
+    if (avx512_set::available()) return f(avx512_set{});
+    if (avx2_set::available()) return f(avx2_set{});
+    return f(plain_set{});
   }
 };
 
