@@ -166,8 +166,13 @@ compile with -fno-associative-math"
 #endif
 // Eight or sixteen half, as a vector of short, to float. Only for bodies that know that the processor can.
 #if defined(__x86_64__)
+#if defined(__clang__)
+#define MOE_ALL_16 0xffff
+#else
+#define MOE_ALL_16 -1
+#endif
 #define MOE_WIDEN_HALF_8(x) __builtin_ia32_vcvtph2ps256(x)
-#define MOE_WIDEN_HALF_16(x, zero) __builtin_ia32_vcvtph2ps512_mask(x, zero, -1, 4)
+#define MOE_WIDEN_HALF_16(x, zero) __builtin_ia32_vcvtph2ps512_mask(x, zero, MOE_ALL_16, 4)
 #else
 #define MOE_WIDEN_HALF_8(x) x
 #define MOE_WIDEN_HALF_16(x, zero) x
@@ -175,3 +180,4 @@ compile with -fno-associative-math"
 
 // For kernels whose accumulators must stay in registers: they are inlined whole.
 #define MOE_ALWAYS_INLINE inline __attribute__((always_inline))
+#define MOE_INLINE_LAMBDA __attribute__((always_inline))
