@@ -5,6 +5,7 @@
 #include <cmath>
 #include <concepts>
 #include <cstdint>
+#include <cstring>
 #include <doctest/doctest.h>
 #include <limits>
 #include <random>
@@ -42,7 +43,7 @@ struct source {
   source(moe::ffn_shape const& shape, bool gated, bool bias, orientation order,
          std::mt19937& random)
       : as_float(shape, gated, bias, random, 0.6) {
-    auto const [P, M, H] = shape;
+    std::int64_t const P = shape.P;
     for (float& v : as_float.values) v = static_cast<float>(static_cast<S>(v));
     values.resize(as_float.values.size());
     S* next = values.data();

@@ -70,16 +70,18 @@ struct packed_ffn {
   /// Room for all parameters in elements of float, and views of them in an array of these, which is
   /// aligned to a cache line within: the packed weights, then the biases. pack fills the weights.
   std::int64_t parameter_elements(ffn_shape const& shape, bool bias) const noexcept {
-    return (static_cast<std::int64_t>(packed_bytes<W>(shape, gated)) + memory::alignment) / 4 +
+    std::size_t const aligned = packed_bytes<W>(shape, gated) + memory::alignment;
+    return static_cast<std::int64_t>(aligned / sizeof(float)) +
            (bias ? shape.P * ((gated ? 2 : 1) * shape.H + shape.M) : 0);
   }
   template <class V>
   parameters<V> carve(V* data, ffn_shape const& shape, bool bias,
                       call_site site = call_site::here()) const {
     static_assert(std::is_same_v<std::remove_const_t<V>, float>, "packed_ffn: tokens are float");
-    auto const misaligned = reinterpret_cast<std::uintptr_t>(data) % memory::alignment;
-    data += (memory::alignment - misaligned) % memory::alignment / sizeof(float);
     std::size_t const bytes = packed_bytes<W>(shape, gated);
+    memory from(const_cast<float*>(data), bytes + memory::alignment);
+    data = from.take<float>(static_cast<std::int64_t>(bytes / sizeof(float)), "packed_ffn::carve",
+                            site);
     using Byte = std::conditional_t<std::is_const_v<V>, std::byte const, std::byte>;
     parameters<V> views(reinterpret_cast<Byte*>(data), bytes, shape, gated, site);
     if (bias) {
