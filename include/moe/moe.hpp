@@ -63,6 +63,7 @@
 #include <moe/expert/initialise.hpp>
 #include <moe/expert/instruction_sets.hpp>
 #include <moe/expert/kinds.hpp>
+#include <moe/expert/packed_blocks.hpp>
 #include <moe/expert/packed_ffn.hpp>
 #include <moe/expert/packed_weights.hpp>
 #include <moe/expert/segments.hpp>

@@ -126,7 +126,7 @@ struct packed_ffn {
   std::size_t forward_scratch_bytes(cpu const& exec, ffn_shape const& shape,
                                     std::int64_t max_rows) const noexcept {
     return memory_size().add<float>(max_rows * detail::spread(shape.M)).bytes() +
-           detail::packed::schedule_bytes(exec, shape, max_rows);
+           detail::packed::schedule_bytes<W>(exec, shape, max_rows);
   }
   template <class V>
   std::size_t backward_scratch_bytes(cpu const&, ffn_shape const&, std::int64_t) const noexcept {

@@ -20,9 +20,15 @@
 
 namespace moe::inline MOE_ABI {
 
-/// A type that packed weights may have in memory. Products are of float.
+/// What a weight may be in memory, packed or not.
 template <class W>
-concept packable = std::same_as<W, float> || std::same_as<W, bf16> || std::same_as<W, half>;
+concept weight_number = std::same_as<W, float> || std::same_as<W, bf16> || std::same_as<W, half>;
+/// Weights that share a scale with others of their column; see packed_blocks.hpp.
+template <class W>
+concept weight_blocks = std::same_as<W, int8_blocks> || std::same_as<W, int4_blocks>;
+/// What packed weights may be in memory. Products are of float.
+template <class W>
+concept packable = weight_number<W> || weight_blocks<W>;
 
 /// Which index of a source matrix is the row.
 enum class orientation : std::uint8_t {
@@ -35,17 +41,19 @@ namespace detail::packed {
 /// Where things lie in one expert.
 template <class W>
 struct expert_layout {
-  std::int64_t M, H;            ///< padded
-  std::int64_t input_elements;  ///< up and gate
-  std::int64_t elements;        ///< and down
+  std::int64_t M, H;          ///< padded
+  std::int64_t input_panels;  ///< of up and gate
+  std::int64_t input_size;    ///< elements of W of these
+  std::int64_t size;          ///< and of down
 
   constexpr expert_layout(ffn_shape const& shape, bool gated) noexcept
-      : M(padded(shape.M)),
-        H(padded(shape.H)),
-        input_elements(M * H * (gated ? 2 : 1)),
-        elements(input_elements + H * M) {}
+      : M(padded<W>(shape.M)),
+        H(padded<W>(shape.H)),
+        input_panels(H / panel_width * (gated ? 2 : 1)),
+        input_size(input_panels * panel_size<W>(M)),
+        size(input_size + M / panel_width * panel_size<W>(H)) {}
   constexpr std::int64_t bytes() const noexcept {
-    return elements * static_cast<std::int64_t>(sizeof(W));
+    return size * static_cast<std::int64_t>(sizeof(W));
   }
 
   /// Column c, 0 to 15, of a panel's row stands there.
@@ -63,7 +71,7 @@ struct expert_layout {
     return at(M, k, j / 8 * panel_width + (of_gate ? 0 : 8) + j % 8);
   }
   constexpr std::int64_t at_down(std::int64_t k, std::int64_t j) const noexcept {
-    return input_elements + at(H, k, j);
+    return input_size + at(H, k, j);
   }
 };
 
@@ -201,16 +209,15 @@ void each_element(cpu const& exec, packed_weights<W> const& weights, ffn_weights
 /// @note  Each element is converted by way of float, rounded to nearest even. Memory that is touched here
 ///        first comes from the memory of the threads that pack.
 /// @cost  One pass over both; for loading, not for every step.
-template <packable W, class S>
+template <weight_number W, class S>
 void pack(cpu const& exec, ffn_weights<S> const& source, orientation order,
           packed_weights<W> const& weights, std::int64_t first = 0,
           call_site site = call_site::here()) {
-  static_assert(packable<std::remove_const_t<S>>, "pack: sources are of float, bf16 or half");
+  static_assert(weight_number<std::remove_const_t<S>>, "pack: sources are of float, bf16 or half");
   detail::packed::expect_source(weights, source, order, first, site);
   detail::packed::expert_layout<W> const layout(weights.shape(), weights.gated());
-  exec.each(source.up.count(), [&](std::int64_t p, int) {
-    std::fill_n(weights.expert(first + p), layout.elements, W{});
-  });
+  exec.each(source.up.count(),
+            [&](std::int64_t p, int) { std::fill_n(weights.expert(first + p), layout.size, W{}); });
   detail::packed::each_element(exec, weights, source, order, first, [](S const& from, W& to) {
     if constexpr (std::same_as<W, std::remove_const_t<S>>)
       to = from;
@@ -223,7 +230,7 @@ void pack(cpu const& exec, ffn_weights<S> const& source, orientation order,
 ///
 /// @param out  As the source of pack: experts [first, first + out.up.count()).
 template <class W, class S>
-  requires std::same_as<std::remove_const_t<W>, S>
+  requires weight_number<S> && std::same_as<std::remove_const_t<W>, S>
 void unpack(cpu const& exec, packed_weights<W> const& weights, orientation order,
             ffn_weights<S> const& out, std::int64_t first = 0, call_site site = call_site::here()) {
   detail::packed::expect_source(weights, out, order, first, site);

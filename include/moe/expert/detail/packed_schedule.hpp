@@ -27,13 +27,15 @@ struct source_row {
 };
 
 /// Bytes of scratch for up to max_rows rows.
-inline std::size_t schedule_bytes(cpu const& exec, ffn_shape const& shape,
-                                  std::int64_t max_rows) noexcept {
+template <class W>
+std::size_t schedule_bytes(cpu const& exec, ffn_shape const& shape,
+                           std::int64_t max_rows) noexcept {
+  std::int64_t const M = padded<W>(shape.M), H = padded<W>(shape.H);
   return memory_size()
       .add<std::int64_t>(shape.P + 1)
       .add<std::int64_t>(shape.P + 1)
-      .add<float>(max_rows * padded(shape.M))
-      .add<float>(max_rows * padded(shape.H))
+      .add<float>(max_rows * M)
+      .add<float>(max_rows * H)
       .add<float>(exec.threads() * sum_elements)
       .bytes();
 }
@@ -108,7 +110,7 @@ void run_experts(cpu const& exec, kernels<W, Activation> const& set, Activation 
   auto const bias = [](matrix_view<float const> all, int p) {
     return all.absent() ? nullptr : all.row(p);
   };
-  multiply(layout.input_elements / layout.M / panel_width, [&](int p, panels_task<W>& task) {
+  multiply(layout.input_panels, [&](int p, panels_task<W>& task) {
     task.a = rows + first_row[p] * layout.M;
     task.b = weights.expert(p);
     task.k = layout.M;
@@ -121,7 +123,7 @@ void run_experts(cpu const& exec, kernels<W, Activation> const& set, Activation 
   });
   multiply(layout.M / panel_width, [&](int p, panels_task<W>& task) {
     task.a = hidden + first_row[p] * layout.H;
-    task.b = weights.expert(p) + layout.input_elements;
+    task.b = weights.expert(p) + layout.input_size;
     task.k = layout.H;
     task.cols = weights.shape().M;
     task.bias = bias(weights.down_bias, p);

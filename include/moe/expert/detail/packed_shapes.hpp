@@ -8,6 +8,19 @@
 #include <moe/core/view.hpp>
 #include <moe/expert/detail/gemm_shapes.hpp>
 
+namespace moe::inline MOE_ABI {
+
+/// Names weights of eight bits, -127 to 127, with a scale for each 32 of a column: ggml's q8_0.
+struct int8_blocks {
+  std::uint8_t bits;
+};
+/// Names weights of four bits, -8 to 7, with a scale for each 32 of a column: ggml's q4_0.
+struct int4_blocks {
+  std::uint8_t bits;
+};
+
+}  // namespace moe::inline MOE_ABI
+
 namespace moe::inline MOE_ABI::detail::packed {
 
 /// Columns of a panel: a line of float.
@@ -15,9 +28,36 @@ inline constexpr int panel_width = 16;
 /// Parts of the depth that a tile walks side by side: one stream of addresses for each core leaves half of
 /// the memory's bandwidth unused.
 inline constexpr int streams = 4;
-/// Widths are padded with zeros to whole units of panels, and depths to streams of whole vectors.
+
+/// How a panel of weights W is stored: in blocks of `depth` rows, of `size` elements of W each. Widths
+/// and depths are padded with zeros to multiples of `unit`: to whole units of panels, and to streams of
+/// whole vectors and blocks.
+template <class W>
+struct format {
+  static constexpr int depth = 1, size = panel_width;
+  static constexpr std::int64_t unit = 64;
+};
+/// 16 scales of float, then a line for each four rows: for each column four bytes, one of each row.
+template <>
+struct format<int8_blocks> {
+  static constexpr int depth = 32, size = 64 + 32 * panel_width;
+  static constexpr std::int64_t unit = 128;
+};
+/// 16 scales, then a line for each eight rows: for each column eight times four bits, from the lowest on.
+template <>
+struct format<int4_blocks> {
+  static constexpr int depth = 32, size = 64 + 32 * panel_width / 2;
+  static constexpr std::int64_t unit = 128;
+};
+
+template <class W>
 constexpr std::int64_t padded(std::int64_t n) noexcept {
-  return (n + 63) / 64 * 64;
+  return (n + format<W>::unit - 1) / format<W>::unit * format<W>::unit;
+}
+/// Elements of W of a panel of k rows.
+template <class W>
+constexpr std::int64_t panel_size(std::int64_t k) noexcept {
+  return k / format<W>::depth * format<W>::size;
 }
 
 /// Rows of one task, most; and depth of the products between which other rows have their turn, so that a
