@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <benchmark/benchmark.h>
 #include <cmath>
+#include <concepts>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -16,6 +17,7 @@
 
 #include <moe/core/thread_team.hpp>
 #include <moe/expert/ffn.hpp>
+#include <moe/expert/packed_blocks.hpp>
 #include <moe/expert/packed_ffn.hpp>
 #include <moe/routing/build_table.hpp>
 
@@ -23,6 +25,12 @@
 #include "support/rounds.hpp"
 
 namespace {
+
+/// Of outputs, relative, against float weights.
+template <class W>
+constexpr double tolerance = std::same_as<W, float>              ? 1e-5
+                             : std::same_as<W, moe::int4_blocks> ? 0.2
+                                                                 : 0.02;
 
 /// How often experts are chosen.
 enum class law { uniform, zipf };
@@ -139,14 +147,14 @@ void run(benchmark::State& state, law how) {
     norm += double(unpacked.out[i]) * unpacked.out[i];
     off += std::pow(double(own.out[i]) - unpacked.out[i], 2);
   }
-  if (!(std::sqrt(off / norm) < (sizeof(W) == 2 ? 1e-2 : 1e-5)))
-    return state.SkipWithError("wrong result");
+  if (!(std::sqrt(off / norm) < tolerance<W>)) return state.SkipWithError("wrong result");
 
   moe_bench::samples own_times(threads), unpacked_times(threads), blas_times(threads),
       fma_times(threads), read_times(threads);
   auto const probe = moe_bench::fma_probe();
   std::vector<float> const memory(std::size_t{64} << 20, 1.0f);
   std::vector<float> sink(static_cast<std::size_t>(threads));
+  double const expert_bytes = double(moe::packed_bytes<W>({1, shape.M, shape.H}, true));
   double flop = 0, bytes = 0;
   std::size_t round = 0;
   std::int64_t const steps = 500000;
@@ -154,7 +162,7 @@ void run(benchmark::State& state, law how) {
     auto const& b = *batches[round++ % batches.size()];
     state.SetIterationTime(own_times.take([&] { own.run(exec, b, x); }));
     flop = 6.0 * double(b.table.counts->rows) * double(shape.M) * double(shape.H);
-    bytes += 3.0 * double(b.active) * double(shape.M) * double(shape.H) * sizeof(W);
+    bytes += double(b.active) * expert_bytes;
     unpacked_times.take([&] { unpacked.run(exec, b, x); });
 #if defined(MOE_BENCH_CBLAS)
     blas_times.take([&] { by_cblas.run(exec, b, x); });
@@ -204,6 +212,8 @@ int const registered = [] {
     add("float" + tail, run<float>, how);
     add("bf16" + tail, run<moe::bf16>, how);
     add("half" + tail, run<moe::half>, how);
+    add("int8" + tail, run<moe::int8_blocks>, how);
+    add("int4" + tail, run<moe::int4_blocks>, how);
   }
   return 0;
 }();

@@ -8,6 +8,8 @@
 #include <doctest/doctest.h>
 #include <random>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include <moe/core/thread_team.hpp>
@@ -148,6 +150,69 @@ TEST_CASE_TEMPLATE("expert/packed_blocks: equals loops in double on every instru
     moe::thread_team team(3);
     CHECK(run(team) == out);
   });
+}
+
+TEST_CASE("expert/packed_blocks: fp8 with scales of 128 x 128 equals loops in double") {
+  std::mt19937 random(4);
+  moe::ffn_shape const shape{2, 200, 130};
+  auto const P = shape.P, M = shape.M, H = shape.H;
+  std::vector<moe::fp8_e4m3> bytes(static_cast<std::size_t>(3 * P * M * H));
+  for (std::size_t i = 0; i < bytes.size(); ++i)  // all that are numbers
+    bytes[i].bits = static_cast<std::uint8_t>(i * 7 % 127 | (random() & 128));
+  std::vector<float> scale_values(3 * 2 * 2 * 2);
+  for (float& v : scale_values) v = 0.0005f + 0.0001f * static_cast<float>(random() % 8);
+  moe::ffn_weights<moe::fp8_e4m3 const> source;
+  moe::ffn_weights<float const> scales;
+  moe_test::owned_weights<float> numbers(shape, true, false);
+  auto const value = [](std::uint8_t b) {  // by the definition
+    int const exponent = b >> 3 & 15, fraction = b & 7;
+    double const v =
+        exponent == 0 ? std::ldexp(fraction, -9) : std::ldexp(8 + fraction, exponent - 7 - 3);
+    return (b & 128) != 0 ? -v : v;
+  };
+  auto const part = [&](int i, std::int64_t in, std::int64_t out,
+                        moe::stacked_view<float> const& to) {
+    moe::stacked_view<moe::fp8_e4m3 const> const from(bytes.data() + i * P * M * H, P, out, in);
+    moe::stacked_view<float const> const scale(scale_values.data() + i * 8, P, 2, 2);
+    for (std::int64_t p = 0; p < P; ++p)
+      for (std::int64_t k = 0; k < in; ++k)
+        for (std::int64_t j = 0; j < out; ++j)
+          to[p](k, j) = static_cast<float>(value(from[p](j, k).bits) * scale[p](j / 128, k / 128));
+    return std::pair(from, scale);
+  };
+  std::tie(source.up, scales.up) = part(0, M, H, numbers.view.up);
+  std::tie(source.gate, scales.gate) = part(1, M, H, numbers.view.gate);
+  std::tie(source.down, scales.down) = part(2, H, M, numbers.view.down);
+  owned_packed<moe::fp8_blocks> packed(shape, true);
+  moe::pack(moe::cpu{}, source, scales, packed.view);
+
+  std::int32_t const begin[] = {0, 3}, used[] = {3, 14};
+  std::int64_t const rows = 17;
+  auto const x = moe_test::random_values<float>(rows * M, random);
+  moe_test::for_each_set([&]<class Set>(Set) {
+    CAPTURE(Set::name);
+    moe::packed_ffn<moe::swiglu, moe::fp8_blocks, Set> const experts{};
+    moe::buffer const scratch(
+        experts.template forward_scratch_bytes<float>(moe::cpu{}, shape, rows));
+    std::vector<float> out(x.size());
+    experts.forward_rows(moe::cpu{}, experts.prepare(packed.view), {x, rows, M}, {2, begin, used},
+                         {out, rows, M}, {}, scratch);
+    double worst = 0, size = 0;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      std::vector<double> const in(x.begin() + r * M, x.begin() + (r + 1) * M);
+      auto const want = moe_test::apply_expert(moe::swiglu{}, numbers.view, r < 3 ? 0 : 1, in);
+      for (std::int64_t j = 0; j < M; ++j) {
+        double const y = want[static_cast<std::size_t>(j)];
+        double const off = std::fabs(out[static_cast<std::size_t>(r * M + j)] - y);
+        worst = off <= worst ? worst : off;  // NaN counts
+        size = std::max(size, std::fabs(y));
+      }
+    }
+    CHECK(size > 0.1);
+    CHECK(worst < 1e-5 * size);
+  });
+  scales.up = {scale_values.data(), P, 1, 2};
+  CHECK_THROWS_AS(moe::pack(moe::cpu{}, source, scales, packed.view), moe::precondition_error);
 }
 
 TEST_CASE_TEMPLATE("expert/packed_blocks: quantising rounds to the nearest, in any orientation", W,

@@ -23,12 +23,12 @@ namespace moe::inline MOE_ABI {
 /// What a weight may be in memory, packed or not.
 template <class W>
 concept weight_number = std::same_as<W, float> || std::same_as<W, bf16> || std::same_as<W, half>;
-/// Weights that share a scale with others of their column; see packed_blocks.hpp.
+/// Weights that share a scale with others; see packed_blocks.hpp.
 template <class W>
 concept weight_blocks = std::same_as<W, int8_blocks> || std::same_as<W, int4_blocks>;
 /// What packed weights may be in memory. Products are of float.
 template <class W>
-concept packable = weight_number<W> || weight_blocks<W>;
+concept packable = weight_number<W> || weight_blocks<W> || std::same_as<W, fp8_blocks>;
 
 /// Which index of a source matrix is the row.
 enum class orientation : std::uint8_t {

@@ -18,6 +18,10 @@ struct int8_blocks {
 struct int4_blocks {
   std::uint8_t bits;
 };
+/// Names weights of eight bits, fp8 e4m3, with a scale for each 128 x 128 of a matrix: DeepSeek-V3's.
+struct fp8_blocks {
+  std::uint8_t bits;
+};
 
 }  // namespace moe::inline MOE_ABI
 
@@ -43,6 +47,8 @@ struct format<int8_blocks> {
   static constexpr int depth = 32, size = 64 + 32 * panel_width;
   static constexpr std::int64_t unit = 128;
 };
+template <>
+struct format<fp8_blocks> : format<int8_blocks> {};
 /// 16 scales, then a line for each eight rows: for each column eight times four bits, from the lowest on.
 template <>
 struct format<int4_blocks> {
