@@ -224,6 +224,37 @@ TEST_CASE_TEMPLATE("expert/packed_ffn: equals loops in double on every instructi
   check(moe::swiglu{}, {2, 600, 20}, {14, 3}, 1, false);
 }
 
+TEST_CASE("expert/packed_ffn: subnormal halves are numbers on every instruction set") {
+  std::mt19937 random(8);
+  moe::ffn_shape const shape{1, 70, 40};
+  moe_test::owned_weights<float> w(shape, false, false, random, 5e-5);
+  for (float& v : w.values) v = static_cast<float>(moe::half(v));
+  owned_packed<moe::half> packed(shape, false);
+  moe::pack(moe::cpu{}, w.view, orientation::in_out, packed.view);
+  auto const x = random_values<float>(3 * shape.M, random, 1e5);
+  std::int32_t const begin = 0, used = 3;
+  moe_test::for_each_set([&]<class Set>(Set) {
+    CAPTURE(Set::name);
+    moe::packed_ffn<moe::relu, moe::half, Set> const experts{};
+    moe::buffer const scratch(experts.template forward_scratch_bytes<float>(moe::cpu{}, shape, 3));
+    std::vector<float> out(x.size());
+    experts.forward_rows(moe::cpu{}, experts.prepare(packed.view), {x, 3, shape.M},
+                         {1, &begin, &used}, {out, 3, shape.M}, {}, scratch);
+    double worst = 0, size = 0;
+    for (std::int64_t r = 0; r < 3; ++r) {
+      std::vector<double> const in(x.begin() + r * shape.M, x.begin() + (r + 1) * shape.M);
+      auto const want = moe_test::apply_expert(moe::relu{}, w.view, 0, in);
+      for (std::int64_t j = 0; j < shape.M; ++j) {
+        double const y = want[static_cast<std::size_t>(j)];
+        worst = std::max(worst, std::fabs(out[static_cast<std::size_t>(r * shape.M + j)] - y));
+        size = std::max(size, std::fabs(y));
+      }
+    }
+    CHECK(size > 1e-4);
+    CHECK(worst < 1e-5 * size);
+  });
+}
+
 TEST_CASE("expert/packed_ffn: rounding weights costs what rounding costs") {
   // The error of each type of weights beside float, relative to the greatest output; reported by -s.
   std::mt19937 random(3);
