@@ -31,6 +31,17 @@ if(MOE_CUDA_CHECKS)
     ${header_checks})
   moe_check(package.cuda cuda -DCONSUMER=cuda "-DCXX=${CMAKE_CXX_COMPILER}" "-DNVCC=${MOE_NVCC}"
     "-DWORK=${PROJECT_BINARY_DIR}/package/cuda" -P "${PROJECT_SOURCE_DIR}/tests/package/run.cmake")
+  cmake_path(GET MOE_NVCC PARENT_PATH toolkit)
+  cmake_path(GET toolkit PARENT_PATH toolkit)
+  set(nccl_consumers no_nccl)
+  if(TARGET moe::nccl)
+    list(APPEND nccl_consumers nccl)
+  endif()
+  foreach(consumer IN LISTS nccl_consumers)
+    moe_check(package.${consumer} cuda "-DCONSUMER=${consumer}" "-DCXX=${CMAKE_CXX_COMPILER}"
+      "-DTOOLKIT=${toolkit}" "-DWORK=${PROJECT_BINARY_DIR}/package/${consumer}"
+      -P "${PROJECT_SOURCE_DIR}/tests/package/run.cmake")
+  endforeach()
 endif()
 
 set(consumers find_package add_subdirectory fetch_content exported unknown_component wrong_version

@@ -13,7 +13,8 @@ configure_package_config_file(cmake/moeConfig.cmake.in
 write_basic_package_version_file("${PROJECT_BINARY_DIR}/moeConfigVersion.cmake"
   COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
 install(FILES "${PROJECT_BINARY_DIR}/moeConfig.cmake" "${PROJECT_BINARY_DIR}/moeConfigVersion.cmake"
-  "${PROJECT_SOURCE_DIR}/cmake/cuda.cmake" "${PROJECT_SOURCE_DIR}/cmake/mpi.cmake"
+  "${PROJECT_SOURCE_DIR}/cmake/cuda.cmake" "${PROJECT_SOURCE_DIR}/cmake/nccl.cmake"
+  "${PROJECT_SOURCE_DIR}/cmake/mpi.cmake"
   DESTINATION "${moe_package_dir}")
 
 install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DATADIR}/licenses/moe")

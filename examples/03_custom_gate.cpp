@@ -17,18 +17,18 @@
 #include <moe/gate/weigh.hpp>
 
 // [gate]
-/// s = sqrt(log(1 + exp(l))). Its derivative, (1 - exp(-s^2)) / 2s, needs the score alone.
-struct sqrt_softplus {
+/// s = (1 + l / (1 + |l|)) / 2. Its derivative, (1 - |2 s - 1|)^2 / 2, needs the score alone.
+struct soft_step {
   void operator()(moe::score_row auto& row, moe::token const&) const {
-    row.transform([](int, auto l) {
-      if (!moe::is_candidate(l)) return l;
-      return std::sqrt(l > 20 ? l : std::log1p(std::exp(l)));
-    });
+    row.transform(
+        [](int, auto l) { return moe::is_candidate(l) ? (1 + l / (1 + std::abs(l))) / 2 : l; });
   }
   template <moe::score_row R>
   void backward(R const& scores, R& grad, moe::token const&) const {
-    grad.transform(
-        scores, [](int, auto g, auto s) { return s > 0 ? g * -std::expm1(-s * s) / (2 * s) : 0; });
+    grad.transform(scores, [](int, auto g, auto s) {
+      auto const rest = 1 - std::abs(2 * s - 1);
+      return moe::is_candidate(s) ? g * rest * rest / 2 : 0;
+    });
   }
 };
 
@@ -47,7 +47,7 @@ struct best_of_each_half {
   }
 };
 
-using two_machines = moe::gate<sqrt_softplus, best_of_each_half, moe::renormalised>;
+using two_machines = moe::gate<soft_step, best_of_each_half, moe::renormalised>;
 static_assert(moe::token_gate<two_machines, moe::array_row<double>>);
 // [/gate]
 

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <moe/comm/device_exchange.cuh>
+#include <moe/comm/hierarchical_all_to_all.cuh>
 #include <moe/core/gpu.cuh>
 #include <moe/dispatch/combine.cuh>
 #include <moe/dispatch/dispatch.cuh>

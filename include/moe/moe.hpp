@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <moe/comm/add_rows_kernel.hpp>
 #include <moe/comm/all_to_all.hpp>
 #include <moe/comm/bound_plan.hpp>
 #include <moe/comm/collectives.hpp>
@@ -48,6 +49,7 @@
 #include <moe/core/score_row.hpp>
 #include <moe/core/thread_block.hpp>
 #include <moe/core/thread_team.hpp>
+#include <moe/core/top_k_stream.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/version.hpp>
 #include <moe/core/view.hpp>
@@ -62,20 +64,32 @@
 #include <moe/expert/grouped_gemm.hpp>
 #include <moe/expert/initialise.hpp>
 #include <moe/expert/instruction_sets.hpp>
+#include <moe/expert/interleaved.hpp>
 #include <moe/expert/kinds.hpp>
 #include <moe/expert/packed_blocks.hpp>
 #include <moe/expert/packed_ffn.hpp>
 #include <moe/expert/packed_weights.hpp>
 #include <moe/expert/segments.hpp>
 #include <moe/expert/slice.hpp>
+#include <moe/gate/above.hpp>
+#include <moe/gate/balanced_assignment.hpp>
+#include <moe/gate/bias_controllers.hpp>
+#include <moe/gate/biased.hpp>
+#include <moe/gate/candidates.hpp>
+#include <moe/gate/expert_choice.hpp>
+#include <moe/gate/fixed_experts.hpp>
 #include <moe/gate/gate.hpp>
 #include <moe/gate/gate_sums.hpp>
+#include <moe/gate/group_limited.hpp>
 #include <moe/gate/jitter.hpp>
 #include <moe/gate/jitter_kernel.hpp>
+#include <moe/gate/learned_noise.hpp>
+#include <moe/gate/model_presets.hpp>
 #include <moe/gate/noise.hpp>
 #include <moe/gate/preset.hpp>
 #include <moe/gate/presets.hpp>
 #include <moe/gate/project_and_route_kernel.hpp>
+#include <moe/gate/relu_normalised.hpp>
 #include <moe/gate/route.hpp>
 #include <moe/gate/route_backward_kernel.hpp>
 #include <moe/gate/route_kernel.hpp>
@@ -83,7 +97,10 @@
 #include <moe/gate/score.hpp>
 #include <moe/gate/score_gradient.hpp>
 #include <moe/gate/select.hpp>
+#include <moe/gate/sinkhorn.hpp>
+#include <moe/gate/top_p.hpp>
 #include <moe/gate/weigh.hpp>
+#include <moe/layer/cosine_router.hpp>
 #include <moe/layer/gathered_experts.hpp>
 #include <moe/layer/global_losses.hpp>
 #include <moe/layer/head_parallel.hpp>
@@ -96,12 +113,18 @@
 #include <moe/layer/residual_layer.hpp>
 #include <moe/layer/router.hpp>
 #include <moe/layer/sequence_parts.hpp>
+#include <moe/layer/soft_moe.hpp>
+#include <moe/layer/visit_model_preset.hpp>
 #include <moe/layer/visit_preset.hpp>
+#include <moe/loss/choice_prediction.hpp>
+#include <moe/loss/device_balance.hpp>
 #include <moe/loss/gate_losses_kernel.hpp>
 #include <moe/loss/importance.hpp>
 #include <moe/loss/importance_kernel.hpp>
 #include <moe/loss/load_balance.hpp>
 #include <moe/loss/load_balance_kernel.hpp>
+#include <moe/loss/pool_balance.hpp>
+#include <moe/loss/sequence_balance.hpp>
 #include <moe/loss/z_loss.hpp>
 #include <moe/loss/z_loss_kernel.hpp>
 #include <moe/routing/build_table.hpp>
@@ -118,6 +141,7 @@
 #include <moe/routing/statistics.hpp>
 #include <moe/routing/statistics_kernel.hpp>
 #include <moe/routing/table_rules.hpp>
+#include <moe/routing/varying_routing.hpp>
 #include <moe/schedule/accounting.hpp>
 #include <moe/schedule/expert_parallel.hpp>
 #include <moe/schedule/pyramid.hpp>

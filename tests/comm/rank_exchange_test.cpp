@@ -405,9 +405,9 @@ TEST_CASE("comm/rank_exchange: broken preconditions") {
   says(refusal([&] { (void)exchange.run<float>(sizes, {in, 2, 3}, {out, 2, 3}, late()); }),
        "rank_exchange::begin: bound to counts");
   says(refusal([&] { (void)exchange.bind(sizes, std::vector<std::int64_t>{1, 2}, late()); }),
-       "rank_exchange::bind: one count for each input slot; got counts = 2, input slots = 1");
+       "bind: one count for each input slot; got counts = 2, input slots = 1");
   says(refusal([&] { (void)exchange.bind(sizes, std::vector<std::int64_t>{-1}, late()); }),
-       "rank_exchange::bind: counts >= 0; got count = -1");
+       "bind: counts >= 0; got count = -1");
   says(refusal([&] { sizes.bind_equal(-1); }),
        "bound_plan::bind_equal: there is a plan, rows >= 0");
   sizes.bind_equal(2);

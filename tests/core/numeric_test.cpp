@@ -135,3 +135,19 @@ TEST_CASE("core/divided_by: the quotient, on a CPU to the last bit") {
       CHECK(moe::divided_by(static_cast<double>(d), true)(3.0) == 3.0 / static_cast<double>(d));
     }
 }
+
+TEST_CASE("core/softplus: within three units in the last place, and 0, inf and NaN") {
+  double worst = 0;
+  for (float x = -87; x < 90; x += 0.0137f) {
+    double const exact = std::log1p(std::exp(static_cast<double>(x)));
+    float const ulp = std::nextafter(static_cast<float>(exact), 1e30f) - static_cast<float>(exact);
+    worst = std::max(worst, std::abs(static_cast<double>(moe::softplus(x)) - exact) / double(ulp));
+    CHECK(moe::softplus(static_cast<double>(x)) == doctest::Approx(exact).epsilon(1e-15));
+  }
+  CHECK(worst < 3);
+  CHECK(moe::softplus(-200.0f) == 0);
+  CHECK(moe::softplus(-1000.0) == 0);
+  CHECK(moe::softplus(1e30f) == 1e30f);
+  CHECK(std::isnan(moe::softplus(std::nanf(""))));
+  CHECK(std::isnan(moe::softplus(std::nan(""))));
+}

@@ -4,11 +4,19 @@
 #include <cstdint>
 
 #include <moe/core/score_row.hpp>
+#include <moe/gate/biased.hpp>
+#include <moe/gate/candidates.hpp>
+#include <moe/gate/fixed_experts.hpp>
 #include <moe/gate/gate.hpp>
+#include <moe/gate/group_limited.hpp>
+#include <moe/gate/learned_noise.hpp>
+#include <moe/gate/model_presets.hpp>
 #include <moe/gate/noise.hpp>
 #include <moe/gate/presets.hpp>
+#include <moe/gate/relu_normalised.hpp>
 #include <moe/gate/score.hpp>
 #include <moe/gate/select.hpp>
+#include <moe/gate/top_p.hpp>
 #include <moe/gate/weigh.hpp>
 #include <moe/routing/capacity.hpp>
 #include <moe/routing/overflow.hpp>
@@ -71,6 +79,20 @@ void all_gates() {
   launch_both<gate<noisy<softmax, gumbel_noise<>>, sampled<visible<top_k<2>>>, as_scored>>();
   launch_both<gate<noisy<sigmoid, uniform_noise<>>, sampled<top_k<3>, normal_noise<stream::user>>,
                    renormalised>>();
+  launch_both(mixtral().gate);
+  launch_both(deepseek_v2().gate);
+  launch_both(deepseek_v3().gate);
+  launch_both(deepseek_v4().gate);
+  launch_both(deepseek_v4_hash({}, nullptr, {}).gate);
+  launch_both(llama4().gate);
+  launch_both(gpt_oss().gate);
+  launch_both(longcat().gate);
+  launch_both(moe_plus_plus().gate);
+  launch_both<gate<learned_noise<identity>, listed<top_k<2>>, softmax_of_selected>>();
+  launch_both<gate<softmax, top_p<4>, renormalised>>();
+  launch_both<gate<identity, by_hash<2>, constant_weight>>();
+  launch_both<gate<sigmoid, visible_to<top_k<2>>, as_scored>>();
+  launch_both<gate<relu_normalised<>, top_k<2>, as_scored>>();
   call_functions<<<1, 1>>>(nullptr, capacity::deepspeed(), token{});
 }
 
@@ -100,5 +122,5 @@ double all_presets() {
   return run_on_host(deepspeed_top1()) + run_on_host(deepspeed_top2()) +
          run_on_host(deepspeed_topk()) + run_on_host(tutel_topk()) +
          run_on_host(switch_transformer()) + run_on_host(gshard()) +
-         run_on_host(deepspeed_topk().with_overflow(by_weight));
+         run_on_host(deepspeed_topk().with_overflow(by_weight)) + run_on_host(deepseek_v3());
 }

@@ -10,10 +10,12 @@
 using moe_test::law_score;
 using moe_test::law_score_backward;
 
-TEST_CASE("gate/score: softmax, sigmoid and identity keep the laws of score policies") {
+TEST_CASE(
+    "gate/score: softmax, sigmoid, identity and sqrt_softplus keep the laws of score policies") {
   moe_test::score_policy_laws(moe::softmax{});
   moe_test::score_policy_laws(moe::sigmoid{});
   moe_test::score_policy_laws(moe::identity{});
+  moe_test::score_policy_laws(moe::sqrt_softplus{});
 }
 
 TEST_CASE("gate/softmax: a worked example") {
@@ -55,4 +57,20 @@ TEST_CASE("gate/sigmoid: a worked example") {
   CHECK(d[1] == doctest::Approx(3));
   CHECK(d[2] == 0);
   CHECK(d[3] == 0);
+}
+
+TEST_CASE("gate/sqrt_softplus: a worked example") {
+  // log(1 + e^l) is log 2, log 4, 0 and l.
+  auto const s =
+      law_score(moe::sqrt_softplus{}, std::vector<double>{0, std::log(3.0), -1000, 1e4}, {});
+  CHECK(s[0] == doctest::Approx(std::sqrt(std::log(2.0))).epsilon(1e-15));
+  CHECK(s[1] == doctest::Approx(std::sqrt(std::log(4.0))).epsilon(1e-15));
+  CHECK(s[2] == 0);
+  CHECK(s[3] == 100);
+  // ds = sigmoid(l) / (2 s).
+  auto const d = law_score_backward(moe::sqrt_softplus{}, s, std::vector<double>{1, 1, 1, 1}, {});
+  CHECK(d[0] == doctest::Approx(0.25 / s[0]));
+  CHECK(d[1] == doctest::Approx(0.375 / s[1]));
+  CHECK(d[2] == 0);
+  CHECK(d[3] == doctest::Approx(0.005));
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <cstdint>
 #include <doctest/doctest.h>
+#include <gate/selected.hpp>
 #include <limits>
 #include <string>
 #include <support/laws.hpp>
@@ -11,17 +12,9 @@
 
 namespace {
 
-template <class P, class V>
-std::vector<int> selected(P const& p, std::vector<V> const& keys, moe::token const& t = {}) {
-  moe_test::owned_row<V> row(keys, moe_test::copies_of<P>(0));
-  moe::choices<P::max_k, V> chosen;
-  p(row.row(), chosen, t);
-  REQUIRE(chosen.k == p.k());
-  return {chosen.expert, chosen.expert + chosen.k};
-}
-
+using moe_test::ids;
 using moe_test::refusal;
-using ids = std::vector<int>;
+using moe_test::selected;
 constexpr float none = moe::no_score<float>;
 
 }  // namespace

@@ -26,7 +26,7 @@ std::vector<V> weights(P const& p, std::vector<V> const& scores, std::vector<int
 }
 
 /// Checks backward at these scores, with gradients 1, 2, 3, ... of the weights.
-template <class P>
+template <class P = moe::renormalised>
 void check_backward(P const& p, std::vector<double> const& scores, std::vector<int> const& experts,
                     double tolerance = 1e-7) {
   auto const loss = [&](std::vector<double> const& s) {
@@ -54,6 +54,12 @@ TEST_CASE("gate/weigh: every policy keeps the laws of weigh policies") {
   moe_test::weigh_policy_laws(moe::softmax_of_selected{}, {.sd = 3});
   moe_test::weigh_policy_laws(moe::scaled<moe::renormalised>{.factor = 2.5f});
   moe_test::weigh_policy_laws(moe::scaled<moe::as_scored>{.factor = 0});
+  moe_test::weigh_policy_laws(moe::renormalised{.floor = 0, .added = 1e-20f});
+  moe_test::weigh_policy_laws(moe::renormalised{.floor = 0, .added = 3});
+  moe_test::weigh_policy_laws(moe::without<moe::renormalised>{3, 2});
+  moe_test::weigh_policy_laws(moe::without<moe::scaled<moe::renormalised>>{0, 1, {2.5f, {}}});
+  moe_test::weigh_policy_laws(moe::constant_weight{0.5f});
+  moe_test::weigh_policy_laws(moe::sigmoid_of_selected{}, {.sd = 3});
 }
 
 TEST_CASE("gate/renormalised: a worked example") {
@@ -90,6 +96,46 @@ TEST_CASE("gate/renormalised: right for sums below zero, too") {
   moe::renormalised const p{.floor = 0.5f};
   CHECK(weights(p, std::vector<double>{-1, -2}, {0, 1}) == std::vector<double>{-2, -4});
   check_backward(p, {-1, -2}, {0, 1});
+}
+
+TEST_CASE("gate/renormalised: DeepSeek-V3 adds 1e-20 to the sum instead of a floor") {
+  moe::renormalised const v3{.floor = 0, .added = 1e-20f};
+  CHECK(weights(v3, std::vector<float>{0.25f, 0.75f}, {0, 1}) == std::vector<float>{0.25f, 0.75f});
+  CHECK(weights(v3, std::vector<float>{0, 0}, {0, 1}) == std::vector<float>{0, 0});
+  // A sum of 1e-20 weighs half of what a floor of 1e-20 would give.
+  CHECK(weights(v3, std::vector<float>{1e-20f}, {0})[0] == doctest::Approx(0.5));
+  CHECK(weights(moe::renormalised{.floor = 1e-20f}, std::vector<float>{1e-20f}, {0})[0] == 1);
+  // Scores far below FLT_EPSILON still add up to 1.
+  CHECK(weights(v3, std::vector<float>{1e-10f, 3e-10f}, {0, 1})[1] == doctest::Approx(0.75));
+  check_backward(v3, {0.25, 0.5, 0.75}, {0, 2});
+  check_backward({.floor = 0, .added = 0.5f}, {0.25, 0.5, 0.75}, {0, 2});
+}
+
+TEST_CASE("gate/without: a zero expert's weight is 0 before the others are renormalised") {
+  std::vector<double> const scores{0.5, 0.125, 0.375};
+  moe::without<moe::renormalised> const p{2, 1};
+  CHECK(weights(p, scores, {0, 1}) == std::vector<double>{0.8, 0.2});
+  CHECK(weights(p, scores, {0, 2}) == std::vector<double>{1, 0});
+  CHECK(weights(p, scores, {2, 1}) == std::vector<double>{0, 1});
+  CHECK(weights(p, scores, {2, -1}) == std::vector<double>{0, 0});
+  check_backward(p, scores, {0, 2});
+  check_backward(p, scores, {2, 0, 1});
+}
+
+TEST_CASE("gate/sigmoid_of_selected: a worked example") {
+  std::vector<double> const logits{0, std::log(3.0), -1000, 1000};
+  auto const w = weights(moe::sigmoid_of_selected{}, logits, {3, 1, -1, 2});
+  CHECK(w[0] == 1);
+  CHECK(w[1] == doctest::Approx(0.75));
+  CHECK(w[2] == 0);
+  CHECK(w[3] == 0);
+  check_backward(moe::sigmoid_of_selected{}, {0, 1, -2}, {1, 0});
+}
+
+TEST_CASE("gate/constant_weight: 1 for every expert, whatever its score") {
+  std::vector<double> const scores{0.5, 0.125, 0.375};
+  CHECK(weights(moe::constant_weight{}, scores, {2, -1, 0}) == std::vector<double>{1, 0, 1});
+  check_backward(moe::constant_weight{}, scores, {2, 0});
 }
 
 TEST_CASE("gate/softmax_of_selected: scores of any size") {

@@ -90,12 +90,36 @@ double distance(double const* a, double const* b, std::int64_t n) {
   return worst;
 }
 
+template <class Layer>
+concept residual = requires(Layer const& layer) { layer.mix(); };
+
+/// The part of a residual layer that is the moe_layer's, of its parameters, too.
+template <class Part>
+auto const& of_moe(Part const& part) {
+  if constexpr (requires { part.moe(); })
+    return part.moe();
+  else if constexpr (requires { part.moe; })
+    return part.moe;
+  else
+    return part;
+}
+
+/// The same layer as one rank's, its experts on many.
+template <class Experts, class Layer>
+auto spread(Layer const& whole, Experts const& experts, std::int64_t T) {
+  moe::layer_shape shape = whole.shape();
+  shape.T = T;
+  if constexpr (residual<Layer>)
+    return moe::residual_layer(router{}, experts, inner_experts{}, shape, whole.mix(), 7);
+  else
+    return moe::moe_layer(router{}, experts, shape);
+}
+
 /// The greatest difference of what a rank has after the reduction from what one rank has.
 /// @param counts  [R] tokens of each.
-template <class C>
-double parallel_error(C& comm, whole_problem<moe::moe_layer<router, inner_experts>>& whole,
-                      expert_parallelism const& degrees, std::vector<std::int64_t> const& counts,
-                      double factor, double scale) {
+template <class C, class Layer>
+double parallel_error(C& comm, whole_problem<Layer>& whole, expert_parallelism const& degrees,
+                      std::vector<std::int64_t> const& counts, double factor, double scale) {
   int const R = comm.size(), E = whole.layer.shape().E;
   std::int64_t first = 0, T = counts[at(comm.rank())];
   for (int r = 0; r < comm.rank(); ++r) first += counts[at(r)];
@@ -105,22 +129,28 @@ double parallel_error(C& comm, whole_problem<moe::moe_layer<router, inner_expert
 
   moe::expert_hosts const hosts(E, degrees, comm.rank());
   moe::token_exchange<C> exchange(comm, moe::topology::even(1, R), moe::flat{}, hosts);
-  moe::moe_layer const layer(
-      router{}, moe::parallel_experts<inner_experts, C>({}, exchange, {.T = most, .K = 2}),
-      {.T = most, .M = M, .H = H, .E = E, .bias = true});
+  auto const layer =
+      spread(whole.layer,
+             moe::parallel_experts<inner_experts, C>({}, exchange, {.T = most, .K = 2}), most);
   std::vector<double> values(at(layer.parameter_elements())), gradients(values.size(), 1e30);
+  // What comes after the experts: the fixed one and the mix.
+  std::int64_t const own = of_moe(layer).parameter_elements(),
+                     all = of_moe(whole.layer).parameter_elements(),
+                     dense = layer.parameter_elements() - own;
   auto const parameters = layer.carve(values.data()), sums = layer.carve(gradients.data());
   std::copy_n(whole.values.data(), M * E, values.data());
-  moe_test::for_each_held(whole.layer.carve(whole.values.data()).experts, parameters.experts, hosts,
-                          [](double a, double& b) { b = a; });
+  std::copy_n(whole.values.data() + all, dense, values.data() + own);
+  moe_test::for_each_held(of_moe(whole.layer.carve(whole.values.data())).experts,
+                          of_moe(parameters).experts, hosts, [](double a, double& b) { b = a; });
   whole.differentiate(layer, parameters, first, T, factor, sums);
 
   moe::buffer const scratch(moe::reduce_gradients_scratch(sums, R));
   if (!moe::reduce_gradients(comm, groups.replicas, sums, scale, scratch, late()))
     throw std::runtime_error("reduce_gradients");
-  double worst = distance(whole.gradients.data(), gradients.data(), M * E);
+  double worst = std::max(distance(whole.gradients.data(), gradients.data(), M * E),
+                          distance(whole.gradients.data() + all, gradients.data() + own, dense));
   moe_test::for_each_held(
-      whole.layer.carve(whole.gradients.data()).experts, sums.experts, hosts,
+      of_moe(whole.layer.carve(whole.gradients.data())).experts, of_moe(sums).experts, hosts,
       [&](double a, double b) { worst = std::max(worst, distance(&a, &b, 1)); });
   return worst;
 }
@@ -179,7 +209,7 @@ TEST_CASE("layer/reduce_gradients: gradients do not depend on how experts are sp
 }
 
 TEST_CASE("layer/reduce_gradients: residual layers, whose fixed expert and mix are dense") {
-  auto const mixes = {moe::residual_mix::add, moe::residual_mix::learned};
+  auto const mixes = {moe::residual_mix::add, moe::residual_mix::learned, moe::residual_mix::gated};
   for (auto const mix : mixes)
     for (int const R : {1, 3, 4}) {
       whole_problem<moe::residual_layer<router, inner_experts>> whole(
@@ -200,6 +230,19 @@ TEST_CASE("layer/reduce_gradients: residual layers, whose fixed expert and mix a
                                           static_cast<std::int64_t>(gradients.size()));
       });
       for (double const w : worst) CHECK(w < tolerance);
+    }
+}
+
+TEST_CASE("layer/reduce_gradients: residual layers whose routed experts are on other ranks") {
+  auto const mixes = {moe::residual_mix::add, moe::residual_mix::learned, moe::residual_mix::gated};
+  for (auto const mix : mixes)
+    for (expert_parallelism const& degrees :
+         std::vector<expert_parallelism>{{4, 1, 1, 1}, {2, 2, 1, 2}, {2, 1, 2, 2}, {1, 4, 1, 4}}) {
+      CAPTURE(degrees.expert_parallel);
+      whole_problem<moe::residual_layer<router, inner_experts>> whole(
+          {router{}, inner_experts{}, {.T = 24, .M = M, .H = H, .E = 4, .bias = true}, mix, 7}, 5);
+      CHECK(worst_error(whole, degrees, {12, 0, 5, 7}, 1, 1) < tolerance);
+      CHECK(worst_error(whole, degrees, {6, 6, 6, 6}, 4, 0.25) < tolerance);
     }
 }
 

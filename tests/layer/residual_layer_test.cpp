@@ -1,4 +1,4 @@
-// residual_layer: gradients of both mixes with every preset and activation, the mix by hand, edges.
+// residual_layer: gradients of all mixes with every preset and activation, the mix by hand, edges.
 // SPDX-License-Identifier: MIT
 #include <algorithm>
 #include <cmath>
@@ -28,17 +28,18 @@ using layer_of = moe::residual_layer<Preset, moe::ffn<Activation>>;
 TEST_CASE("layer/residual_layer: gradients of every preset, activation and mix") {
   auto const seen =
       moe_test::check_all_gradients([](auto const& preset, auto const& experts, auto const& check) {
-        for (auto const mix : {moe::residual_mix::add, moe::residual_mix::learned}) {
-          CAPTURE(mix == moe::residual_mix::learned);
+        for (auto const mix :
+             {moe::residual_mix::add, moe::residual_mix::learned, moe::residual_mix::gated}) {
+          CAPTURE(static_cast<int>(mix));
           check(moe::residual_layer(preset, experts, small, mix, 5));
         }
       });
-  CHECK(seen.layers == moe_test::all_presets * 8 * 2);
-  // Router; four experts and the fixed one, with biases; the mix in half of them; the tokens.
-  std::int64_t const both = 2 * (12 + 18) + 8;
+  CHECK(seen.layers == moe_test::all_presets * 8 * 3);
+  // Router and tokens; four experts and the fixed one, with biases; the mix.
+  std::int64_t const all = 3 * (12 + 18) + 8 + 3;
   std::int64_t const plain = 4 * (2 * 12 + 4 + 3) + 2 * 15 + 5 + 3;
   std::int64_t const gated = 4 * (3 * 12 + 2 * 4 + 3) + 3 * 15 + 2 * 5 + 3;
-  CHECK(seen.derivatives == moe_test::all_presets * 4 * (2 * both + 2 * plain + 2 * gated));
+  CHECK(seen.derivatives == moe_test::all_presets * 4 * (2 * all + 3 * plain + 3 * gated));
   CHECK(2 * seen.nonzero > seen.derivatives);
   CHECK(seen.dropped > 0);
 }
@@ -72,7 +73,8 @@ std::vector<double> fixed_expert(moe::ffn_weights<double> const& p, double const
 }  // namespace
 
 TEST_CASE("layer/residual_layer: is the mix of a moe_layer and a dense network") {
-  for (auto const mix : {moe::residual_mix::add, moe::residual_mix::learned})
+  for (auto const mix :
+       {moe::residual_mix::add, moe::residual_mix::learned, moe::residual_mix::gated})
     for (std::int64_t fixed_hidden : {0, 3, 20}) {
       CAPTURE(fixed_hidden);
       std::int64_t const T = 21;
@@ -100,6 +102,11 @@ TEST_CASE("layer/residual_layer: is the mix of a moe_layer and a dense network")
           c0 = std::exp(l[0]) / (std::exp(l[0]) + std::exp(l[1]));
           c1 = 1 - c0;
         }
+        if (mix == moe::residual_mix::gated) {
+          double l = 0;
+          for (std::int64_t m = 0; m < c.M; ++m) l += x[m] * p.mix(m, 0);
+          c1 = 1 / (1 + std::exp(-l));
+        }
         for (std::int64_t m = 0; m < c.M; ++m) {
           double const want =
               c0 * routed.view(routed.out)(t, m) + c1 * dense[static_cast<std::size_t>(m)];
@@ -113,7 +120,8 @@ TEST_CASE("layer/residual_layer: is the mix of a moe_layer and a dense network")
 }
 
 TEST_CASE("layer/residual_layer: any number of threads gives the same bits") {
-  for (auto const mix : {moe::residual_mix::add, moe::residual_mix::learned}) {
+  for (auto const mix :
+       {moe::residual_mix::add, moe::residual_mix::learned, moe::residual_mix::gated}) {
     std::int64_t const T = 333;
     gelu_layer const layer = layer_for(T, mix);
     owned_layer<float, gelu_layer> one(layer, T, 4);
@@ -133,7 +141,8 @@ TEST_CASE("layer/residual_layer: any number of threads gives the same bits") {
 }
 
 TEST_CASE("layer/residual_layer: gradients accumulate, T below the bound, no tokens") {
-  for (auto const mix : {moe::residual_mix::add, moe::residual_mix::learned}) {
+  for (auto const mix :
+       {moe::residual_mix::add, moe::residual_mix::learned, moe::residual_mix::gated}) {
     owned_layer<double, gelu_layer> exact(layer_for(13, mix), 13, 8),
         roomy(layer_for(50, mix), 13, 8), none(layer_for(5, mix), 0, 8);
     for (auto* c : {&exact, &roomy, &none}) {
@@ -155,7 +164,8 @@ TEST_CASE("layer/residual_layer: gradients accumulate, T below the bound, no tok
 }
 
 TEST_CASE("layer/residual_layer: for_each_parameter visits every element once") {
-  for (auto const mix : {moe::residual_mix::add, moe::residual_mix::learned}) {
+  for (auto const mix :
+       {moe::residual_mix::add, moe::residual_mix::learned, moe::residual_mix::gated}) {
     owned_layer<double, gelu_layer> c(layer_for(2, mix, 7), 2, 3);
     std::fill(c.parameters.begin(), c.parameters.end(), 0.0);
     std::fill(c.gradients.begin(), c.gradients.end(), 0.0);
@@ -184,7 +194,8 @@ TEST_CASE("layer/residual_layer: hooks are those of the routed part") {
 TEST_CASE("layer/residual_layer: bad arguments are refused") {
   says(refusal([] { layer_for(3, moe::residual_mix::add, -1); }),
        "residual_layer: fixed_hidden >= 0; got fixed_hidden = -1");
-  for (auto const mix : {moe::residual_mix::add, moe::residual_mix::learned}) {
+  for (auto const mix :
+       {moe::residual_mix::add, moe::residual_mix::learned, moe::residual_mix::gated}) {
     gelu_layer const layer = layer_for(3, mix);
     owned_layer<double, gelu_layer> c(layer, 3, 8), add(layer_for(3, moe::residual_mix::add), 3, 8);
     auto const x = c.view(c.tokens), y = c.view(c.out);

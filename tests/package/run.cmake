@@ -73,6 +73,13 @@ elseif(CONSUMER STREQUAL "no_cuda")
   install_moe()
   expect_failure("${folder}" "moe's component cuda needs the CUDA toolkit"
     -DCMAKE_DISABLE_FIND_PACKAGE_CUDAToolkit=ON)
+elseif(CONSUMER STREQUAL "nccl")  # runs without a GPU, too
+  install_moe()
+  build_and_run("${folder}" "-DCUDAToolkit_ROOT=${TOOLKIT}" "-DMOE_WANTED=${major}.${minor}")
+elseif(CONSUMER STREQUAL "no_nccl")
+  install_moe()
+  expect_failure("${folder}" "moe's component nccl needs NCCL"
+    "-DCUDAToolkit_ROOT=${TOOLKIT}" -DMOE_NCCL_LIBRARY=OFF)
 elseif(CONSUMER STREQUAL "mpi")
   install_moe()
   build_and_run("${folder}" "-DMOE_WANTED=${major}.${minor}")
@@ -82,7 +89,7 @@ elseif(CONSUMER STREQUAL "no_mpi")
     -DCMAKE_DISABLE_FIND_PACKAGE_MPI=ON)
 elseif(CONSUMER STREQUAL "unknown_component")
   install_moe()
-  expect_failure("${folder}" "moe has no component \"no_such_component\"; it has: core, cuda, mpi")
+  expect_failure("${folder}" "moe has no component \"no_such_component\"; it has: core, cuda, mpi, nccl")
 elseif(CONSUMER STREQUAL "wrong_version")
   install_moe()
   expect_failure("${folder}" "not accepted: .*moeConfig.cmake, version: ${moe_version}"

@@ -19,6 +19,15 @@ moe::incoming room_in(T& value, int peer) {
   return {reinterpret_cast<std::byte*>(&value), sizeof value, peer};
 }
 
+/// Whether what was received is there. Before that, it may be work on a stream.
+template <moe::communicator C>
+bool has_arrived([[maybe_unused]] C& comm, [[maybe_unused]] moe::deadline until) {
+  if constexpr (moe::stream_communicator<C>)
+    return static_cast<bool>(comm.wait_for_stream(until));
+  else
+    return true;
+}
+
 /// Run by all ranks of a communicator, which is of no use afterwards. The name of the law that does not
 /// hold, or null.
 template <moe::communicator C>
@@ -46,6 +55,7 @@ char const* broken_communicator_law(C& comm) {
     if (!comm.exchange(sends[1], receives[1], second)) return "a second exchange starts";
     if (!wait(comm, second, late)) return "the second exchange ends";
     if (!wait(comm, first, late)) return "the first exchange ends";
+    if (!has_arrived(comm, late)) return "what was received arrives";
     for (int x = 0; x < 2; ++x)
       for (int i = 0; i < 2 * R; ++i)
         if (in[x][static_cast<std::size_t>(i)] != 10000 * x + 100 * (i / 2) + 2 * rank + i % 2)
@@ -76,7 +86,7 @@ char const* broken_communicator_law(C& comm) {
     to.push_back(bytes_of(mine, i));
     from.push_back(room_in(all[static_cast<std::size_t>(i)], i));
   }
-  if (!exchange_now(child, to, from, late)) return "children exchange";
+  if (!exchange_now(child, to, from, late) || !has_arrived(child, late)) return "children exchange";
   for (int i = 0; i < child.size(); ++i)
     if (all[static_cast<std::size_t>(i)] != 1000 + rank % 2 + 2 * (child.size() - 1 - i))
       return "children exchange among themselves";

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include <moe/moe.hpp>
@@ -83,11 +84,16 @@ class dense_slot final : public ffn_slot<V> {
 };
 
 /// A moe_layer or a residual_layer.
-template <class V, class Layer>
+template <class V, class Layer, class Hooks = moe::no_hooks>
 class routed_slot final : public ffn_slot<V> {
  public:
-  routed_slot(moe::cpu const& exec, Layer const& layer)
+  using weights = decltype(std::declval<Layer const&>().carve(static_cast<V*>(nullptr)));
+
+  /// @param first_expert  Of those whose parameters are held here.
+  routed_slot(moe::cpu const& exec, Layer const& layer, Hooks hooks = {}, int first_expert = 0)
       : layer_(layer),
+        hooks_(std::move(hooks)),
+        first_expert_(first_expert),
         saved_bytes_(layer.template saved_bytes<V>()),
         scratch_(layer.template scratch_bytes<V>(exec)),
         saved_(layer.template carve_saved<V>(saved_bytes_)) {}
@@ -97,7 +103,9 @@ class routed_slot final : public ffn_slot<V> {
     values_ = layer_.carve(values);
     gradients_ = layer_.carve(gradients);
     auto const& routed = of_moe(values_);
-    moe::initialise(exec, routed.experts, first_values(seed, layer, 0));
+    moe::initialisation law = first_values(seed, layer, 0);
+    law.first_expert = first_expert_;
+    moe::initialise(exec, routed.experts, law);
     for (std::int64_t m = 0; m < routed.router.rows(); ++m)
       for (std::int64_t e = 0; e < routed.router.cols(); ++e)
         routed.router(m, e) = V(
@@ -113,7 +121,7 @@ class routed_slot final : public ffn_slot<V> {
   }
   ffn_report forward(moe::cpu const& exec, moe::matrix_view<V const> x, moe::batch const& ids,
                      moe::matrix_view<V> out) override {
-    auto const losses = layer_.forward(exec, values_, x, ids, out, saved_, scratch_);
+    auto const losses = layer_.forward(exec, values_, x, ids, out, saved_, scratch_, hooks_);
     moe::routing_table const& table = of_moe(saved_).table;
     ffn_report report{.balance = losses.balance,
                       .pairs = table.pairs(),
@@ -128,6 +136,7 @@ class routed_slot final : public ffn_slot<V> {
                     moe::update::assign, scratch_);
   }
   int experts() const override { return layer_.shape().E; }
+  weights const& gradients() const { return gradients_; }
 
  private:
   /// The part of a residual layer's values that is the moe_layer's.
@@ -138,10 +147,11 @@ class routed_slot final : public ffn_slot<V> {
     else
       return part;
   }
-  using weights = decltype(std::declval<Layer const&>().carve(static_cast<V*>(nullptr)));
   using saved = decltype(std::declval<Layer const&>().template carve_saved<V>(moe::memory{}));
 
   Layer layer_;
+  Hooks hooks_;
+  int first_expert_;
   moe::buffer saved_bytes_, scratch_;
   saved saved_;
   weights values_, gradients_;

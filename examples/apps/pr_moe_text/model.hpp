@@ -24,6 +24,7 @@ struct model_shape {
   moe::expert_schedule schedule;  // one entry per layer
   double capacity_factor = 2;
   double balance_weight = 0.01;
+  double longest_gradient = 1;  // it is clipped to this norm
 };
 
 /// Sums over the layers of one forward.
@@ -38,6 +39,14 @@ class model {
   static constexpr std::int64_t symbols = 256;
 
   model(moe::cpu const& exec, model_shape const& shape, std::uint64_t seed)
+      : model(exec, shape, seed, [&](int l) {
+          return make_slot<V>(exec, shape.windows * shape.S, shape.M, shape.H,
+                              shape.schedule.experts(l), shape.schedule.has_residual(l),
+                              shape.capacity_factor);
+        }) {}
+  /// @param slot_of  The feed-forward part of a layer, for windows * S tokens.
+  template <class SlotOf>
+  model(moe::cpu const& exec, model_shape const& shape, std::uint64_t seed, SlotOf const& slot_of)
       : exec_(exec),
         shape_(shape),
         T_(shape.windows * shape.S),
@@ -49,13 +58,11 @@ class model {
     position_ = reserve(shape.S * M);
     for (int l = 0; l < L; ++l) {
       layer one;
-      one.slot = make_slot<V>(exec, T_, M, shape.H, shape.schedule.experts(l),
-                              shape.schedule.has_residual(l), shape.capacity_factor);
+      one.slot = slot_of(l);
       one.gain1 = reserve(M);
       one.qkv = reserve(3 * M * M);
       one.mix = reserve(M * M);
       one.gain2 = reserve(M);
-      one.ffn = reserve(one.slot->parameter_elements());
       one.x = make(M);
       one.normed1 = make(M);
       one.projected = make(3 * M);
@@ -67,6 +74,8 @@ class model {
     }
     final_gain_ = reserve(M);
     head_ = reserve(M * symbols);
+    own_ = size;  // first, so that they have the same places whatever the slots hold
+    for (layer& l : layers_) l.ffn = reserve(l.slot->parameter_elements());
     values_.assign(static_cast<std::size_t>(size), V(0));
     gradients_.assign(values_.size(), V(0));
     first_.assign(values_.size(), V(0));
@@ -158,11 +167,14 @@ class model {
       }
   }
 
-  /// Adam with decoupled weight decay; the gradient is clipped to norm 1.
+  /// Those of all parameters that are not a slot's.
+  moe::vector_view<V> own_gradients() { return {gradients_.data(), own_}; }
+
+  /// Adam with decoupled weight decay; the gradient is clipped.
   void step(double rate, int number) {
     double squares = 0;
     for (V g : gradients_) squares += static_cast<double>(g) * static_cast<double>(g);
-    V const clip = V(1 / std::max(1.0, std::sqrt(squares)));
+    V const clip = V(1 / std::max(1.0, std::sqrt(squares) / shape_.longest_gradient));
     V const b1 = V(0.9), b2 = V(0.95), decay = V(1 - rate * 0.01);
     V const correct1 = V(1 / (1 - std::pow(0.9, number))),
             correct2 = V(1 / (1 - std::pow(0.95, number)));
@@ -180,7 +192,8 @@ class model {
  private:
   struct layer {
     std::unique_ptr<ffn_slot<V>> slot;
-    std::int64_t gain1, qkv, mix, gain2, ffn;  // offsets in the arrays of parameters
+    std::int64_t gain1 = 0, qkv = 0, mix = 0, gain2 = 0,
+                 ffn = 0;  // offsets in the arrays of parameters
     std::vector<V> x, normed1, projected, p, mixed, middle, normed2;
   };
 
@@ -267,7 +280,7 @@ class model {
   model_shape shape_;
   std::int64_t T_;  // tokens of the last forward
   moe::buffer gemm_;
-  std::int64_t embedding_, position_, final_gain_, head_;
+  std::int64_t embedding_, position_, final_gain_, head_, own_;
   std::vector<layer> layers_;
   std::vector<V> values_, gradients_, first_, second_;
   std::vector<V> last_, normed_, logits_, stream_, dstream_, dother_, dwide_, rooms_;

@@ -23,7 +23,7 @@ namespace detail {
 template <communicator C, class To, class From>
 outcome exchange_blocks(C& comm, std::byte const* in, To const& bytes_to, std::byte* out,
                         From const& bytes_from, deadline until) {
-  static_assert(std::is_same_v<typename C::memory_space, host_memory>);
+  static_assert(std::is_same_v<typename C::memory_space, host_memory> || stream_communicator<C>);
   int const R = comm.size(), rank = comm.rank();
   std::vector<outgoing> sends;
   std::vector<incoming> receives;
@@ -38,7 +38,15 @@ outcome exchange_blocks(C& comm, std::byte const* in, To const& bytes_to, std::b
   }
   for (int s = 0; s < R; out += bytes_from(s), ++s) {
     if (s != rank && bytes_from(s) > 0) receives.push_back({out, bytes_from(s), s});
-    if (s == rank && bytes_from(s) > 0) std::memcpy(out, kept, bytes_from(s));
+    if (s != rank || bytes_from(s) == 0) continue;
+    if constexpr (stream_communicator<C>) {
+      if (outcome const copied = comm.copy(out, kept, bytes_from(s)); !copied) {
+        comm.abort();
+        return copied;
+      }
+    } else {
+      std::memcpy(out, kept, bytes_from(s));
+    }
   }
   return exchange_now(comm, sends, receives, until);
 }
@@ -52,6 +60,8 @@ outcome exchange_blocks(C& comm, std::byte const* in, To const& bytes_to, std::b
 /// @param out  [R * n] out, the same n on all ranks. No overlap with `in`.
 /// @throws precondition_error unless both are of one size, a multiple of R.
 /// @note  Collective. If it fails, the communicator has aborted. Allocates two arrays of R messages.
+///        With a `stream_communicator` pointers are to memory of the device, and `ok` says that all is
+///        enqueued. A communicator that has `exchange_equal` is asked for that instead of messages.
 /// @cost  R - 1 messages each way, and a copy of the block that stays.
 template <class T, communicator C>
 outcome all_to_all(C& comm, vector_view<T const> in, vector_view<T> out, deadline until,
@@ -61,9 +71,15 @@ outcome all_to_all(C& comm, vector_view<T const> in, vector_view<T> out, deadlin
           "all_to_all: in and out of one size, a multiple of R", site,
           {{"in", in.size()}, {"out", out.size()}, {"R", comm.size()}});
   auto const block = static_cast<std::size_t>(in.size() / comm.size()) * sizeof(T);
-  auto const bytes = [block](int) { return block; };
-  return detail::exchange_blocks(comm, reinterpret_cast<std::byte const*>(in.data()), bytes,
-                                 reinterpret_cast<std::byte*>(out.data()), bytes, until);
+  auto const* const from = reinterpret_cast<std::byte const*>(in.data());
+  auto* const to = reinterpret_cast<std::byte*>(out.data());
+  typename C::ticket ticket;
+  if constexpr (requires { comm.exchange_equal(from, to, block, ticket); }) {
+    return end_now(comm, comm.exchange_equal(from, to, block, ticket), ticket, until);
+  } else {
+    auto const bytes = [block](int) { return block; };
+    return detail::exchange_blocks(comm, from, bytes, to, bytes, until);
+  }
 }
 
 /// Any numbers of rows: `send_counts[d]` rows go to rank d; out has the rows of rank 0, 1, ... in turn.

@@ -15,9 +15,11 @@
 namespace moe::inline MOE_ABI {
 
 template <class C>
-class rank_exchange;
-template <class C>
 class token_binder;
+
+namespace detail {
+class slot_counts;
+}
 
 /// One rank's plan, bound to the rows of its slots. `rank_exchange` binds it to counts, which takes
 /// messages; two ways to bind it take none. A bound plan runs as often as the numbers hold:
@@ -39,6 +41,7 @@ class bound_plan {
   }
   explicit bound_plan(exchange_plan&&) = delete;
 
+  bool has_plan() const noexcept { return plan_ != nullptr; }
   exchange_plan const& plan() const noexcept { return *plan_; }
   bool is_bound() const noexcept { return is_bound_; }
 
@@ -106,29 +109,7 @@ class bound_plan {
     return {list_.data() + s.first, s.count};
   }
 
- private:
-  template <class C>
-  friend class rank_exchange;
-  template <class C>
-  friend class token_binder;
-
-  struct selection {
-    std::int64_t first = 0;  // in list_
-    std::int64_t count = 0;
-  };
-
-  static bool is_of_tokens(row_move const& m) {
-    return m.action == row_action::select || m.action == row_action::scatter ||
-           m.action == row_action::clear;
-  }
-  /// Whether that is so of all moves and all phases.
-  template <class OfMove, class OfPhase>
-  bool holds(OfMove const& of_move, OfPhase const& of_phase) const {
-    return std::all_of(plan_->last.begin(), plan_->last.end(), of_move) &&
-           std::all_of(plan_->phases.begin(), plan_->phases.end(), [&](exchange_phase const& p) {
-             return of_phase(p) && std::all_of(p.moves.begin(), p.moves.end(), of_move);
-           });
-  }
+  /// Whether the plan selects tokens.
   bool selects() const {
     return !holds([](row_move const& m) { return !is_of_tokens(m); },
                   [](exchange_phase const&) { return true; });
@@ -151,6 +132,29 @@ class bound_plan {
           return std::none_of(phase.receives.begin(), phase.receives.end(),
                               [](message const& m) { return m.at.buffer == 1; });
         });
+  }
+
+ private:
+  friend detail::slot_counts;
+  template <class C>
+  friend class token_binder;
+
+  struct selection {
+    std::int64_t first = 0;  // in list_
+    std::int64_t count = 0;
+  };
+
+  static bool is_of_tokens(row_move const& m) {
+    return m.action == row_action::select || m.action == row_action::scatter ||
+           m.action == row_action::clear;
+  }
+  /// Whether that is so of all moves and all phases.
+  template <class OfMove, class OfPhase>
+  bool holds(OfMove const& of_move, OfPhase const& of_phase) const {
+    return std::all_of(plan_->last.begin(), plan_->last.end(), of_move) &&
+           std::all_of(plan_->phases.begin(), plan_->phases.end(), [&](exchange_phase const& p) {
+             return of_phase(p) && std::all_of(p.moves.begin(), p.moves.end(), of_move);
+           });
   }
   std::size_t slot(slot_at at) const noexcept {
     return first_slot_[static_cast<std::size_t>(at.buffer)] + static_cast<std::size_t>(at.slot);

@@ -16,6 +16,9 @@ namespace moe::inline MOE_ABI {
 /// Where the bytes of messages lie: in memory of the host.
 struct host_memory {};
 
+/// Where the bytes of messages lie: in memory of a device. Exchanges are work on a stream of it.
+struct device_memory {};
+
 /// Until when a call may wait.
 struct deadline {
   std::chrono::steady_clock::time_point at;
@@ -40,7 +43,8 @@ enum class exchange_status : std::uint8_t {
   in_use,        ///< The ticket's last exchange has not ended.
   stale,         ///< The peer's counts are of another membership epoch.
   no_room,       ///< More rows come than there is room for.
-  lost           ///< An expert that a token chose is on no rank that is alive.
+  lost,          ///< An expert that a token chose is on no rank that is alive.
+  backend        ///< The library behind the communicator refused or failed: `native` says how.
 };
 
 /// How a call of a communicator ended. Nothing throws for what another rank did.
@@ -57,7 +61,7 @@ struct [[nodiscard]] outcome {
 constexpr char const* name(exchange_status status) noexcept {
   constexpr char const* names[] = {"ok",      "pending",      "timeout",      "peer_failed",
                                    "aborted", "wrong_length", "no_such_peer", "in_use",
-                                   "stale",   "no_room",      "lost"};
+                                   "stale",   "no_room",      "lost",         "backend"};
   return names[static_cast<int>(status)];
 }
 
@@ -104,15 +108,21 @@ outcome wait(C& comm, typename C::ticket& ticket, deadline until) {
   return wait([&] { return comm.poll(ticket); }, [&] { comm.abort(); }, until);
 }
 
-/// Exchanges and waits. Aborts if it fails, so that peers do not wait for this rank.
+/// Waits for the end of an exchange that was started, if it was. Aborts if either fails, so that peers
+/// do not wait for this rank.
+template <communicator C>
+outcome end_now(C& comm, outcome const& started, typename C::ticket& ticket, deadline until) {
+  outcome const result = started ? wait(comm, ticket, until) : started;
+  if (!result) comm.abort();
+  return result;
+}
+
+/// Exchanges and waits. Aborts if it fails.
 template <communicator C>
 outcome exchange_now(C& comm, vector_view<outgoing const> sends,
                      vector_view<incoming const> receives, typename C::ticket& ticket,
                      deadline until) {
-  outcome result = comm.exchange(sends, receives, ticket);
-  if (result) result = wait(comm, ticket, until);
-  if (!result) comm.abort();
-  return result;
+  return end_now(comm, comm.exchange(sends, receives, ticket), ticket, until);
 }
 
 /// With a ticket of its own, which allocates.

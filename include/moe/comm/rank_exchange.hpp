@@ -1,4 +1,4 @@
-// Runs plans: moves rows over a communicator, as a bound plan says.
+// Runs plans in memory of the host: moves rows over a communicator, as a bound plan says.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -13,7 +13,9 @@
 
 #include <moe/comm/bound_plan.hpp>
 #include <moe/comm/communicator.hpp>
+#include <moe/comm/detail/placed_rows.hpp>
 #include <moe/comm/detail/row_format.hpp>
+#include <moe/comm/detail/slot_counts.hpp>
 #include <moe/comm/exchange_plan.hpp>
 #include <moe/comm/row_parts.hpp>
 #include <moe/core/concepts.hpp>
@@ -50,38 +52,14 @@ class rank_exchange {
   outcome bind(bound_plan& sizes, vector_view<std::int64_t const> rows, deadline until,
                call_site site = call_site::here()) {
     expects_usable(sizes, site);
-    exchange_plan const& plan = sizes.plan();
-    expects(rows.size() == plan.buffers[0], "rank_exchange::bind: one count for each input slot",
-            site, {{"counts", rows.size()}, {"input slots", plan.buffers[0]}});
-    sizes.bind_equal(1, site);
-    sizes.is_bound_ = false;
-    counts_.assign(sizes.rows_.size(), {});
-    for (std::int64_t i = 0; i < rows.size(); ++i) {
-      expects(rows[i] >= 0, "rank_exchange::bind: counts >= 0", site, {{"count", rows[i]}});
-      counts_[static_cast<std::size_t>(i)] = {rows[i], plan.epoch};
-    }
-    auto* const all = reinterpret_cast<std::byte*>(counts_.data());
-    format_ = {sizeof(detail::row_count), detail::agree};
-    buffers_.clear();
-    for (std::size_t b = 0; b < plan.buffers.size(); ++b)
-      buffers_.push_back(contiguous(all + sizes.first_slot_[b] * format_.bytes));
-    outcome result = start(sizes);
+    counts_.begin(sizes, rows, site);
+    format_ = detail::format_of_rows<detail::row_count>(1);
+    rows_.place(sizes, format_.bytes, reinterpret_cast<std::byte*>(counts_.data()));
+    outcome result = start();
     if (result) result = wait_for_end(until);
     if (!result) return result;
-
-    for (exchange_phase const& phase : plan.phases)
-      for (message const& m : phase.receives)
-        for (int i = 0; i < m.count; ++i) {
-          detail::row_count const& c = counts_[sizes.slot(m.at) + static_cast<std::size_t>(i)];
-          if (c.epoch != plan.epoch) return fail({exchange_status::stale, m.peer});
-          if (c.rows < 0) return fail({exchange_status::wrong_length, m.peer});
-        }
-    for (std::size_t i = 0; i < counts_.size(); ++i) {
-      if (counts_[i].rows < 0) return fail({exchange_status::wrong_length});
-      sizes.rows_[i] = counts_[i].rows;
-    }
-    sizes.lay_out();
-    return {};
+    result = counts_.end(sizes);
+    return result ? result : fail(result);
   }
 
   /// Moves rows; begin, and wait for the end. After a failure the output holds anything, and the
@@ -123,18 +101,10 @@ class rank_exchange {
                 (out.is_contiguous() || sizes.only_adds_to_output()) && !overlap(in, out),
             "rank_exchange::begin: contiguous rows, in and out apart", site);
     format_ = detail::format_of_rows<T>(in.cols());
-    exchange_plan const& plan = sizes.plan();
-    std::size_t bytes = 0;
-    for (std::size_t b = 2; b < plan.buffers.size(); ++b) bytes += staging_bytes(sizes, b);
-    if (staging_.size() < bytes) staging_.resize(bytes);
-    // Nothing is written to the input: no plan has it as a target.
-    buffers_.assign({rows_of<T>(in), rows_of<T>(out)});
-    std::byte* next = staging_.data();
-    for (std::size_t b = 2; b < plan.buffers.size(); ++b) {
-      buffers_.push_back(contiguous(next));
-      next += staging_bytes(sizes, b);
-    }
-    return start(sizes);
+    std::size_t const staging = detail::placed_rows::staging_bytes(sizes, format_.bytes);
+    if (staging_.size() < staging) staging_.resize(staging);
+    rows_.place(sizes, format_.bytes, rows_of<T>(in), rows_of<T>(out), staging_.data());
+    return start();
   }
 
   /// Goes on as far as that is possible without waiting.
@@ -153,19 +123,14 @@ class rank_exchange {
   outcome finish(deadline until) { return wait_for_end(until); }
 
  private:
-  static constexpr std::size_t alignment = alignof(std::max_align_t);
-
   void expects_usable(bound_plan const& sizes, call_site site) const {
     expects(!is_under_way_, "rank_exchange: no exchange under way", site);
-    expects(sizes.plan_ != nullptr && comm_->rank() == sizes.plan().rank,
-            "rank_exchange: the plan is of the communicator's rank", site,
-            {{"plan.rank", sizes.plan_ == nullptr ? -1 : sizes.plan().rank},
-             {"comm.rank()", comm_->rank()}});
+    expects(
+        sizes.has_plan() && comm_->rank() == sizes.plan().rank,
+        "rank_exchange: the plan is of the communicator's rank", site,
+        {{"plan.rank", sizes.has_plan() ? sizes.plan().rank : -1}, {"comm.rank()", comm_->rank()}});
   }
 
-  detail::buffer_rows contiguous(std::byte* data) const {
-    return {{{data, format_.bytes, format_.bytes}, {}}};
-  }
   template <class T, class U>
   static detail::buffer_rows rows_of(row_parts<U> const& rows) {
     auto const part = [](matrix_view<U> const& m) {
@@ -176,33 +141,15 @@ class rank_exchange {
     };
     return {{part(rows.first), part(rows.second)}};
   }
-  std::size_t staging_bytes(bound_plan const& sizes, std::size_t buffer) const {
-    auto const bytes =
-        static_cast<std::size_t>(sizes.rows_in(static_cast<int>(buffer))) * format_.bytes;
-    return (bytes + alignment - 1) / alignment * alignment;
-  }
-
-  detail::buffer_rows const& rows_at(slot_at at) const {
-    return buffers_[static_cast<std::size_t>(at.buffer)];
-  }
-  /// Of contiguous rows.
-  std::byte* data(slot_at at) const {
-    return rows_at(at).part[0].data +
-           static_cast<std::size_t>(sizes_->rows_before(at)) * format_.bytes;
-  }
-  std::size_t bytes(slot_at at, int count) const {
-    return static_cast<std::size_t>(sizes_->rows_before(at, count) - sizes_->rows_before(at)) *
-           format_.bytes;
-  }
   void move(std::vector<row_move> const& moves) const {
     for (row_move const& m : moves) switch (m.action) {
         case row_action::copy:
-          if (std::size_t const n = bytes(m.from, m.count); n > 0)
-            std::memcpy(data(m.to), data(m.from), n);
+          if (std::size_t const n = rows_.bytes(m.from, m.count); n > 0)
+            std::memcpy(rows_.data(m.to), rows_.data(m.from), n);
           break;
         case row_action::add:
-          if (std::size_t const n = bytes(m.from, m.count); n > 0)
-            format_.add(data(m.to), data(m.from), n);
+          if (std::size_t const n = rows_.bytes(m.from, m.count); n > 0)
+            format_.add(rows_.data(m.to), rows_.data(m.from), n);
           break;
         case row_action::clear:
           clear(m.to);
@@ -215,42 +162,41 @@ class rank_exchange {
       }
   }
   void clear(slot_at at) const {
-    for (detail::buffer_part const& p : rows_at(at).part)
-      for (std::int64_t r = sizes_->rows_before(at); p.bytes > 0 && r < sizes_->rows_before(at, 1);
-           ++r)
+    for (detail::buffer_part const& p : rows_.rows_at(at).part)
+      for (std::int64_t r = rows_.sizes().rows_before(at);
+           p.bytes > 0 && r < rows_.sizes().rows_before(at, 1); ++r)
         std::memset(p.row(r), 0, p.bytes);
   }
   void select(slot_at from, slot_at to) const {
-    std::int64_t const base = sizes_->rows_before(from);
-    std::byte* next = data(to);
-    for (std::int32_t const i : sizes_->selected(to))
-      for (detail::buffer_part const& p : rows_at(from).part) {
+    std::int64_t const base = rows_.sizes().rows_before(from);
+    std::byte* next = rows_.data(to);
+    for (std::int32_t const i : rows_.sizes().selected(to))
+      for (detail::buffer_part const& p : rows_.rows_at(from).part) {
         if (p.bytes > 0) std::memcpy(next, p.row(base + i), p.bytes);
         next += p.bytes;
       }
     // Room for rows that there are not: peers read it.
-    std::byte* const end = data(to) + bytes(to, 1);
+    std::byte* const end = rows_.data(to) + rows_.bytes(to, 1);
     if (next < end) std::memset(next, 0, static_cast<std::size_t>(end - next));
   }
   void scatter(slot_at from, slot_at to) const {
-    std::int64_t const base = sizes_->rows_before(to);
-    std::byte const* next = data(from);
-    for (std::int32_t const i : sizes_->selected(from))
-      for (detail::buffer_part const& p : rows_at(to).part) {
+    std::int64_t const base = rows_.sizes().rows_before(to);
+    std::byte const* next = rows_.data(from);
+    for (std::int32_t const i : rows_.sizes().selected(from))
+      for (detail::buffer_part const& p : rows_.rows_at(to).part) {
         if (p.bytes > 0) format_.add(p.row(base + i), next, p.bytes);
         next += p.bytes;
       }
   }
 
-  outcome start(bound_plan const& sizes) {
-    sizes_ = &sizes;
+  outcome start() {
     phase_ = 0;
     is_under_way_ = true;
     return enter_phase();
   }
   /// Local moves and messages of a phase; after the last one, the moves that end the exchange.
   outcome enter_phase() {
-    exchange_plan const& plan = sizes_->plan();
+    exchange_plan const& plan = rows_.sizes().plan();
     if (phase_ == plan.phases.size()) {
       move(plan.last);
       is_under_way_ = false;
@@ -258,17 +204,9 @@ class rank_exchange {
     }
     exchange_phase const& phase = plan.phases[phase_];
     move(phase.moves);
-    sends_.clear();
-    receives_.clear();
-    // Both ends know that a message is empty, and neither has it.
-    for (message const& m : phase.sends)
-      if (std::size_t const n = bytes(m.at, m.count); n > 0)
-        sends_.push_back({data(m.at), n, m.peer});
-    for (message const& m : phase.receives)
-      if (std::size_t const n = bytes(m.at, m.count); n > 0)
-        receives_.push_back({data(m.at), n, m.peer});
+    rows_.list_messages(phase);
     try {
-      outcome const posted = comm_->exchange(sends_, receives_, ticket_);
+      outcome const posted = comm_->exchange(rows_.sends(), rows_.receives(), ticket_);
       return posted ? posted : fail(posted);
     } catch (
         ...) {  // the caller's rows may be gone before this object is: peers must not read them
@@ -288,12 +226,9 @@ class rank_exchange {
   }
 
   C* comm_;
-  bound_plan const* sizes_ = nullptr;      // of the exchange under way
-  std::vector<detail::row_count> counts_;  // [slots of all buffers]
+  detail::slot_counts counts_;
   std::vector<std::byte> staging_;
-  std::vector<detail::buffer_rows> buffers_;
-  std::vector<outgoing> sends_;
-  std::vector<incoming> receives_;
+  detail::placed_rows rows_;
   detail::row_format format_;
   std::size_t phase_ = 0;
   bool is_under_way_ = false;

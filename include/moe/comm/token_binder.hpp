@@ -35,7 +35,7 @@ struct key_hosts {
 /// Keeps its arrays: it allocates nothing once it has seen its largest.
 template <class C>
 class token_binder {
-  static_assert(communicator<C>);
+  static_assert(communicator<C> && std::same_as<typename C::memory_space, host_memory>);
 
  public:
   /// @param comm  Must outlive the binder.

@@ -131,7 +131,8 @@ concept score_row = requires(R& r, R const& c, detail::any_map<typename R::value
 ///            backward turns grad from d/dscores into d/dlogits, given the scores that the forward
 ///            made; a score of -inf has gradient 0.
 /// Cost.      O(E); no allocation beyond P::copies row copies in one call (0 if not declared).
-/// Models.    `softmax`, `sigmoid`, `identity`.
+/// Models.    `softmax`, `sigmoid`, `identity`, `sqrt_softplus`, `relu_normalised`; `noisy`,
+///            `learned_noise` and `logit_bias` of another one.
 template <class P, class R>
 concept score_policy = score_row<R> && std::copyable<P> &&
                        requires(P const& p, R& row, R const& scores, token const& t) {
@@ -143,10 +144,12 @@ concept score_policy = score_row<R> && std::copyable<P> &&
 ///
 /// Syntax.    `P::max_k`, `p.k()`; `p(keys, choices, token)`.
 /// Semantics. 1 <= k() <= max_k. Sets choices.k = k() and each choices.expert[j], j < k: an id in
-///            [0, E), all different, or -1 where no live candidate was left, and these come last.
+///            [0, E), all different, or -1 where no live candidate was left or no more are wanted, and
+///            these come last (but for ids that are given, which keep their places).
 ///            Keys may be destroyed. An expert whose key is -inf is never chosen. No gradient flows.
 /// Cost.      O(E k); no allocation beyond P::copies row copies in one call (0 if not declared).
-/// Models.    `top_k`, `visible`, `sampled`, `replayed`.
+/// Models.    `top_k`, `top_p`, `replayed`, `by_table`, `by_hash`; `visible`, `visible_to`, `listed`,
+///            `above`, `sampled`, `biased` and `group_limited` of another one.
 template <class P, class R>
 concept select_policy =
     score_row<R> && std::copyable<P> && detail::bounded_choices<P> &&
@@ -161,7 +164,8 @@ concept select_policy =
 /// Semantics. Sets choices.weight[j] for j < k; 0 where expert[j] < 0. backward adds d/dscores into
 ///            dscores, given the choices that the forward made and dchoices.weight = d/dweight.
 /// Cost.      O(k); no allocation.
-/// Models.    `as_scored`, `renormalised`, `softmax_of_selected`, `scaled`.
+/// Models.    `as_scored`, `renormalised`, `softmax_of_selected`, `constant_weight`; `scaled` and
+///            `without` of another one.
 template <class P, class R, int MaxK>
 concept weigh_policy =
     score_row<R> && std::copyable<P> &&
@@ -268,7 +272,7 @@ concept gemm_provider = requires(cpu const& exec, matrix_view<V const> a, stacke
 ///            was called with. A handle never runs with values that are no longer those of its
 ///            parameters: it reads them where they lie, or throws precondition_error.
 /// Cost.      Allocates nothing.
-/// Models.    `ffn<Activation, Gemm>`.
+/// Models.    `ffn<Activation, Gemm>`, `parallel_experts`, `gathered_experts`.
 template <class X, class V>
 concept experts =
     std::copyable<X> &&
@@ -336,7 +340,7 @@ concept exchange_path = requires(P const& p, topology const& ranks, int i) {
 ///            communicator, ordered by key and then by rank. abort is local, may be called again, ends
 ///            what is under way here, and makes later calls fail at once, here and, as a failure that
 ///            names this rank, at peers that wait for it.
-/// Models.    `self_communicator`, `thread_communicator`.
+/// Models.    `self_communicator`, `thread_communicator`, `mpi_communicator`, `nccl_communicator`.
 template <class C>
 concept communicator = requires(C& c, C const& k, vector_view<outgoing const> sends,
                                 vector_view<incoming const> receives, typename C::ticket& ticket,
@@ -349,5 +353,26 @@ concept communicator = requires(C& c, C const& k, vector_view<outgoing const> se
   { c.split(i, i, until, child) } -> std::same_as<outcome>;
   { c.abort() } noexcept;
 };
+
+/// A communicator of devices, whose exchanges are work on a stream.
+///
+/// Syntax.    Below. `C::stream_ordered` is true; pointers are to memory of the device.
+/// Semantics. poll's `ok` means that the exchange has been enqueued: work that is enqueued on the same
+///            stream afterwards sees what was received, and may overwrite what was sent. Nothing has
+///            to have arrived. copy enqueues a copy between memory of the device and of the host, or
+///            within either, after all exchanges that were started; copies of pageable memory may wait
+///            for what the stream has before them. wait_for_stream ends when the device has done
+///            everything that was enqueued, or at the deadline, or with what failed; then the
+///            communicator has aborted.
+/// Cost.      But for those copies, only wait_for_stream waits for the device.
+/// Models.    `nccl_communicator`.
+template <class C>
+concept stream_communicator =
+    communicator<C> &&
+    requires(C& c, std::byte* to, std::byte const* from, std::size_t bytes, deadline until) {
+      requires C::stream_ordered;
+      { c.copy(to, from, bytes) } -> std::same_as<outcome>;
+      { c.wait_for_stream(until) } -> std::same_as<outcome>;
+    };
 
 }  // namespace moe::inline MOE_ABI

@@ -67,9 +67,31 @@ struct identity {
   }
 };
 
+/// s[e] = sqrt(log(1 + exp(l[e]))): independent of the other experts, and without an upper bound.
+/// Source: DeepSeek-V4 (scoring_func "sqrtsoftplus").
+struct sqrt_softplus {
+  template <score_row R>
+  MOE_HOST_DEVICE constexpr void operator()(R& row, token const&) const {
+    using V = typename R::value_type;
+    // The root apart: a loop with it does not become vector code.
+    row.transform([](int, V l) { return where(is_candidate(l), softplus(l), no_score<V>); });
+    row.transform([](int, V s) { return is_candidate(s) ? std::sqrt(s) : s; });
+  }
+
+  /// dl[e] = (1 - exp(-s[e]^2)) / (2 s[e]) g[e]; 0 where the score has underflowed to 0.
+  template <score_row R>
+  MOE_HOST_DEVICE constexpr void backward(R const& scores, R& grad, token const&) const {
+    using V = typename R::value_type;
+    grad.transform(scores,
+                   [](int, V g, V s) { return s > 0 ? g * -std::expm1(-s * s) / (2 * s) : V(0); });
+  }
+};
+
 static_assert(score_policy<softmax, array_row<float>> && score_policy<softmax, array_row<double>>);
 static_assert(score_policy<sigmoid, array_row<float>> && score_policy<sigmoid, array_row<double>>);
 static_assert(score_policy<identity, array_row<float>> &&
               score_policy<identity, array_row<double>>);
+static_assert(score_policy<sqrt_softplus, array_row<float>> &&
+              score_policy<sqrt_softplus, array_row<double>>);
 
 }  // namespace moe::inline MOE_ABI

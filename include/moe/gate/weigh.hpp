@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstdint>
 #include <limits>
 
 #include <moe/core/concepts.hpp>
@@ -33,10 +34,12 @@ struct as_scored {
   }
 };
 
-/// w[j] = s[j] / max(sum of the chosen s, floor), s[j] being the score of expert[j].
-/// Source: Mixtral; the floor is that of Tutel and DeepSpeed (FLT_EPSILON), DeepSeek-V3 has 1e-20.
+/// w[j] = s[j] / max(sum of the chosen s + added, floor), s[j] being the score of expert[j].
+/// Source: Mixtral; the floor is that of Tutel and DeepSpeed (FLT_EPSILON). DeepSeek-V3 adds 1e-20 instead:
+/// {.floor = 0, .added = 1e-20f}.
 struct renormalised {
   float floor = std::numeric_limits<float>::epsilon();
+  float added = 0;  ///< So that scores that have all underflowed to 0 are not divided by 0.
   /// With fewer choices than this (gate's k, not what was found) the weight stays the score: 2 for
   /// Tutel, which never normalises a single choice.
   int from_k = 1;
@@ -46,7 +49,7 @@ struct renormalised {
                                             choices<MaxK, typename R::value_type>& chosen) const {
     read_scores(scores, chosen);
     if (chosen.k < from_k) return;
-    auto total = sum(chosen);
+    auto total = sum(chosen) + added;
     if (total < floor) total = floor;
     divided_by const by_total(total);
     chosen.each([&](int j) { chosen.weight[j] = by_total(chosen.weight[j]); });
@@ -62,7 +65,7 @@ struct renormalised {
     if (chosen.k < from_k) return as_scored{}.backward(scores, chosen, dchosen, dscores);
     auto scored = chosen;
     read_scores(scores, scored);
-    V const total = sum(scored);
+    V const total = sum(scored) + added;
     divided_by<V> const by_divisor(total < floor ? V(floor) : total);
     V mean = 0;  // sum of g w
     if (total >= floor)
@@ -127,6 +130,39 @@ struct softmax_of_selected {
   }
 };
 
+/// w[j] = 1 / (1 + exp(-s[j])), for scores that are logits.
+///
+/// With `sigmoid` as the score experts would be selected by it, and of two logits above 17 the lower
+/// one could win: both sigmoids are 1 in float.
+/// Source: Llama 4.
+struct sigmoid_of_selected {
+  template <score_row R, int MaxK>
+  MOE_HOST_DEVICE constexpr void operator()(R const& scores,
+                                            choices<MaxK, typename R::value_type>& chosen) const {
+    using V = typename R::value_type;
+    read_scores(scores, chosen);
+    chosen.each([&](int j) {
+      V const s = V(1) / (V(1) + moe::exp(-chosen.weight[j]));
+      chosen.weight[j] = chosen.expert[j] < 0 ? V(0) : s;
+    });
+  }
+
+  /// ds[j] = w[j] (1 - w[j]) g[j].
+  template <score_row R, int MaxK>
+  MOE_HOST_DEVICE constexpr void backward(R const& scores,
+                                          choices<MaxK, typename R::value_type> const& chosen,
+                                          choices<MaxK, typename R::value_type> const& dchosen,
+                                          R& dscores) const {
+    using V = typename R::value_type;
+    auto weighed = chosen;
+    (*this)(scores, weighed);
+    chosen.each([&](int j) {
+      V const w = weighed.weight[j];
+      if (chosen.expert[j] >= 0) dscores.add(chosen.expert[j], w * (V(1) - w) * dchosen.weight[j]);
+    });
+  }
+};
+
 /// w[j] = factor * the weight that Weigh gives (DeepSeek's routed_scaling_factor).
 template <class Weigh>
 struct scaled {
@@ -155,9 +191,68 @@ struct scaled {
   }
 };
 
+/// The weights that Weigh gives if experts [first, first + count) were not there: they count for nothing,
+/// theirs is 0, and their scores get no gradient. Others are renormalised without them, say.
+/// Source: MoE++, whose zero expert's gate is set to 0 before the gates are divided by their sum.
+template <class Weigh>
+struct without {
+  std::int32_t first = 0;
+  std::int32_t count = 0;
+  [[no_unique_address]] Weigh weigh{};
+
+  template <score_row R, int MaxK>
+    requires weigh_policy<Weigh, R, MaxK>
+  MOE_HOST_DEVICE constexpr void operator()(R const& scores,
+                                            choices<MaxK, typename R::value_type>& chosen) const {
+    auto others = others_of(chosen);
+    weigh(scores, others);
+    chosen.each([&](int j) { chosen.weight[j] = others.weight[j]; });
+  }
+
+  template <score_row R, int MaxK>
+    requires weigh_policy<Weigh, R, MaxK>
+  MOE_HOST_DEVICE constexpr void backward(R const& scores,
+                                          choices<MaxK, typename R::value_type> const& chosen,
+                                          choices<MaxK, typename R::value_type> const& dchosen,
+                                          R& dscores) const {
+    weigh.backward(scores, others_of(chosen), dchosen, dscores);
+  }
+
+ private:
+  template <int MaxK, class V>
+  MOE_HOST_DEVICE constexpr choices<MaxK, V> others_of(choices<MaxK, V> const& chosen) const {
+    auto others = chosen;
+    chosen.each([&](int j) {
+      bool const counts = chosen.expert[j] < first || chosen.expert[j] >= first + count;
+      others.expert[j] = counts ? chosen.expert[j] : -1;
+    });
+    return others;
+  }
+};
+
+/// w[j] = value, whatever the scores are: no gradient. For experts that were chosen without scores.
+/// Source: Roller et al., "Hash layers for large sparse models", 2021.
+struct constant_weight {
+  float value = 1;
+
+  template <score_row R, int MaxK>
+  MOE_HOST_DEVICE constexpr void operator()(R const&,
+                                            choices<MaxK, typename R::value_type>& chosen) const {
+    using V = typename R::value_type;
+    chosen.each([&](int j) { chosen.weight[j] = chosen.expert[j] < 0 ? V(0) : V(value); });
+  }
+
+  template <score_row R, int MaxK>
+  MOE_HOST_DEVICE constexpr void backward(R const&, choices<MaxK, typename R::value_type> const&,
+                                          choices<MaxK, typename R::value_type> const&, R&) const {}
+};
+
 static_assert(weigh_policy<as_scored, array_row<float>, 1>);
 static_assert(weigh_policy<renormalised, array_row<float>, 2>);
 static_assert(weigh_policy<softmax_of_selected, array_row<double>, max_choices>);
+static_assert(weigh_policy<sigmoid_of_selected, array_row<float>, 1>);
 static_assert(weigh_policy<scaled<renormalised>, array_row<double>, 8>);
+static_assert(weigh_policy<without<renormalised>, array_row<float>, 2>);
+static_assert(weigh_policy<constant_weight, array_row<float>, 1>);
 
 }  // namespace moe::inline MOE_ABI

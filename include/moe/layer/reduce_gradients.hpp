@@ -25,8 +25,8 @@ constexpr std::size_t reduce_gradients_scratch(std::int64_t n, int R) noexcept {
   return all_reduce_scratch<V>(n, R);
 }
 /// For the gradients of a layer over R ranks at most: about as much as its largest parameter.
-template <class V, class Parameters, template <class, class> class Weights>
-std::size_t reduce_gradients_scratch(Weights<V, Parameters> const& gradients, int R,
+template <class V, class... Parameters, template <class, class...> class Weights>
+std::size_t reduce_gradients_scratch(Weights<V, Parameters...> const& gradients, int R,
                                      call_site site = call_site::here()) {
   std::int64_t most = 0;
   for_each_parameter(
@@ -131,8 +131,9 @@ outcome reduce_gradients(C& all, C& replicas, layer_weights<V, Parameters> const
 }
 
 /// The same; the fixed expert and the mix are as dense as the router.
-template <class V, class Parameters, communicator C>
-outcome reduce_gradients(C& all, C& replicas, residual_weights<V, Parameters> const& gradients,
+template <class V, class Parameters, class FixedParameters, communicator C>
+outcome reduce_gradients(C& all, C& replicas,
+                         residual_weights<V, Parameters, FixedParameters> const& gradients,
                          double scale, memory scratch, deadline until,
                          call_site site = call_site::here()) {
   detail::gradient_parts<V, C> parts(all, replicas, scale, scratch, until, site);
@@ -141,7 +142,8 @@ outcome reduce_gradients(C& all, C& replicas, residual_weights<V, Parameters> co
   if (!gradients.mix.absent()) {
     stacked_view<V> const mix(gradients.mix);
     detail::visit_part("mix", mix, mix, parts.over_all());
-    parts.over_all()("mix_bias", gradients.mix_bias, gradients.mix_bias);
+    if (!gradients.mix_bias.empty())
+      parts.over_all()("mix_bias", gradients.mix_bias, gradients.mix_bias);
   }
   return parts.end();
 }

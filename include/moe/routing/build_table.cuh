@@ -10,6 +10,7 @@
 #include <moe/core/error.hpp>
 #include <moe/core/kernel_executor.hpp>
 #include <moe/core/memory.hpp>
+#include <moe/core/types.hpp>
 #include <moe/routing/build_table.hpp>
 #include <moe/routing/build_table_kernel.hpp>
 #include <moe/routing/detail/group_counters.hpp>
@@ -31,6 +32,15 @@ std::size_t build_table_scratch(X const& exec, table_shape const& shape) noexcep
   return detail::gpu_table_scratch(shape, threads, detail::tile_of<threads>, exec.processors());
 }
 
+namespace detail {
+
+/// A lane for each choice of a token.
+inline void expect_few_choices(int K, call_site site) {
+  expects(K <= max_choices, "build_table: K <= 16 on a GPU", site, {{"K", K}});
+}
+
+}  // namespace detail
+
 /// As for `cpu`: the same table, index for index. All arrays, those of in, map and table too, are on the
 /// device, `table.counts` with them; the host knows bounds only, so that arrays of pairs are to be
 /// given if T * K > 0. Counts of a gate, in in.chunk_counts, spare a kernel where they serve.
@@ -39,7 +49,7 @@ std::size_t build_table_scratch(X const& exec, table_shape const& shape) noexcep
 /// twice or none for a visible computed expert, or token_begin does not rise from 0 by at most K to
 /// at most T * K, then no pair has a row, counts->refused is the number of all pairs, and the other
 /// counts, begin, used and wanted are 0.
-/// @throws precondition_error as for `cpu`, of what the host can see.
+/// @throws precondition_error as for `cpu`, of what the host can see; and if K > 16, with token_begin, too.
 /// @note  Enqueues one kernel for up to 2048 pairs, two for more, or three if the map has replicas or
 ///        full experts keep pairs by priority, which takes another two; batch_prioritised, four
 ///        before them, or eight.
@@ -50,6 +60,7 @@ void build_table(X const& exec, basic_routing<V> const& in, table_rules const& r
                  call_site site = call_site::here()) {
   bool const by_score = rules.when_full == overflow::score;
   bool const ranked = rules.when_full == overflow::batch_prioritised;
+  detail::expect_few_choices(in.K, site);
   detail::check_table_arguments(in, in.T * in.K, rules, map, table, by_score || ranked, site);
   detail::gpu_table_build<X> build{exec, scratch, site};
   build.describe(in, rules, map, table);
@@ -78,6 +89,7 @@ void build_table(X const& exec, basic_routing<V> const& in, table_rules const& r
                  Overflow const& priority, expert_map const& map, memory scratch,
                  routing_table& table, call_site site = call_site::here()) {
   static_assert(std::is_trivially_copyable_v<Overflow>);
+  detail::expect_few_choices(in.K, site);
   detail::check_table_arguments(in, in.T * in.K, rules, map, table, false, site);
   detail::gpu_table_build<X> build{exec, scratch, site};
   build.describe(in, rules, map, table);

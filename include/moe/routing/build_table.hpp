@@ -36,8 +36,9 @@ template <class V>
 void check_table_arguments(basic_routing<V> const& in, std::int64_t pairs, table_rules const& rules,
                            expert_map const& map, routing_table const& table, bool scored,
                            call_site site) {
-  expects(in.T >= 0 && in.K >= 1 && in.K <= max_choices && in.E >= 1,
-          "build_table: T >= 0, 1 <= K <= 16, E >= 1", site,
+  bool const varies = in.token_begin != nullptr;
+  expects(in.T >= 0 && in.K >= 1 && (in.K <= max_choices || (varies && in.K <= in.E)) && in.E >= 1,
+          "build_table: T >= 0, 1 <= K <= 16 (or K <= E with token_begin), E >= 1", site,
           {{"T", in.T}, {"K", in.K}, {"E", in.E}});
   table_shape const& room = table.room;
   int const P = physical_experts(map, in.E);

@@ -48,7 +48,7 @@ struct table_counts {
 /// The bounds of a table, known before any token is routed.
 struct table_shape {
   std::int64_t T = 0;         ///< Most tokens.
-  int K = 0;                  ///< Most choices of a token.
+  int K = 0;                  ///< Most choices of a token: 16, or E where experts choose.
   int E = 0;                  ///< Logical experts.
   int P = 0;                  ///< Physical experts; 0 = E.
   int sources = 1;            ///< Source segments of each expert.
@@ -110,15 +110,17 @@ namespace detail {
 
 inline void check_table_shape(table_shape const& shape, call_site site) {
   constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max() - 1;
-  expects(shape.T >= 0 && shape.K >= 1 && shape.K <= max_choices && shape.E >= 1 && shape.P >= 0 &&
-              shape.sources >= 1 && shape.max_rows >= 0,
-          "routing table: T >= 0, 1 <= K <= 16, E >= 1, P >= 0, sources >= 1, max_rows >= 0", site,
-          {{"T", shape.T},
-           {"K", shape.K},
-           {"E", shape.E},
-           {"P", shape.P},
-           {"sources", shape.sources},
-           {"max_rows", shape.max_rows}});
+  expects(
+      shape.T >= 0 && shape.K >= 1 && shape.K <= std::max(max_choices, shape.E) && shape.E >= 1 &&
+          shape.P >= 0 && shape.sources >= 1 && shape.max_rows >= 0,
+      "routing table: T >= 0, E >= 1, 1 <= K <= max(16, E), P >= 0, sources >= 1, max_rows >= 0",
+      site,
+      {{"T", shape.T},
+       {"K", shape.K},
+       {"E", shape.E},
+       {"P", shape.P},
+       {"sources", shape.sources},
+       {"max_rows", shape.max_rows}});
   int const P = shape.P == 0 ? shape.E : shape.P;
   expects(shape.T <= most / shape.K && shape.max_rows <= most &&
               std::max(P, shape.E) <= most / shape.sources,
@@ -178,8 +180,8 @@ inline routing_table take_table(memory& from, table_shape const& shape, call_sit
 /// An empty table, whose pairs have no rows, with its arrays in the caller's memory.
 ///
 /// @param from  Gives table_bytes(shape) bytes: the arrays are taken from it.
-/// @throws precondition_error unless T >= 0, 1 <= K <= 16, E >= 1, P >= 0, sources >= 1, and pairs,
-///         rows and segments fit 32-bit ids, and from is large enough.
+/// @throws precondition_error unless T >= 0, E >= 1, 1 <= K <= max(16, E), P >= 0, sources >= 1, and
+///         pairs, rows and segments fit 32-bit ids, and from is large enough.
 inline routing_table carve_table(memory& from, table_shape const& shape,
                                  call_site site = call_site::here()) {
   routing_table const table = detail::take_table(from, shape, site);

@@ -255,4 +255,22 @@ void count_co_activation(cpu const& exec, basic_routing<V> const& in,
   });
 }
 
+/// Adds up how much each expert counts: the weights of the pairs that chose it. What pruning and growing of
+/// experts, or of their ranks, read.
+///
+/// @param importance  [E] in and out: grows by the weights of the tokens of `in`. Start from zeros.
+/// @throws precondition_error if importance is not [E].
+/// @note   In double, in the order of the pairs. Allocates nothing.
+/// @cost   O(T K), on the calling thread.
+template <class V>
+void count_importance(basic_routing<V> const& in, vector_view<double> importance,
+                      call_site site = call_site::here()) {
+  expects(importance.size() == in.E, "count_importance: importance is [E]", site,
+          {{"size", importance.size()}, {"E", in.E}});
+  for (std::int64_t t = 0; t < in.T; ++t)
+    for (std::int64_t i = in.first_pair(t); i < in.first_pair(t + 1) && in.tokens.is_live(t); ++i)
+      if (in.expert[i] >= 0 && in.expert[i] < in.E)
+        importance[in.expert[i]] += static_cast<double>(in.weight[i]);
+}
+
 }  // namespace moe::inline MOE_ABI

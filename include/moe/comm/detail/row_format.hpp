@@ -4,7 +4,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 
 #include <moe/core/concepts.hpp>
 #include <moe/core/config.hpp>
@@ -13,6 +12,15 @@
 namespace moe::inline MOE_ABI {
 
 namespace detail {
+
+/// The sum of two elements of rows, rounded once.
+template <class T>
+MOE_HOST_DEVICE constexpr T add_elements(T a, T b) {
+  if constexpr (scalar<T>)
+    return static_cast<T>(static_cast<accumulate_t<T>>(a) + static_cast<accumulate_t<T>>(b));
+  else
+    return static_cast<T>(a + b);
+}
 
 /// The rows of one exchange, whatever they are made of.
 struct row_format {
@@ -27,45 +35,23 @@ row_format format_of_rows(std::int64_t columns) {
           [](std::byte* to, std::byte const* from, std::size_t bytes) {
             T* const sum = reinterpret_cast<T*>(to);
             T const* const more = reinterpret_cast<T const*>(from);
-            for (std::size_t i = 0; i < bytes / sizeof(T); ++i) {
-              if constexpr (scalar<T>)
-                sum[i] = static_cast<T>(static_cast<accumulate_t<T>>(sum[i]) +
-                                        static_cast<accumulate_t<T>>(more[i]));
-              else
-                sum[i] = static_cast<T>(sum[i] + more[i]);
-            }
+            for (std::size_t i = 0; i < bytes / sizeof(T); ++i)
+              sum[i] = add_elements(sum[i], more[i]);
           }};
 }
-
-/// Where rows of a buffer lie, or a part of each.
-struct buffer_part {
-  std::byte* data = nullptr;
-  std::size_t stride = 0;  // from one row to the next
-  std::size_t bytes = 0;
-
-  std::byte* row(std::int64_t r) const { return data + static_cast<std::size_t>(r) * stride; }
-};
-struct buffer_rows {
-  buffer_part part[2];
-};
 
 /// What a slot of the count exchange holds: how many rows it will have.
 struct row_count {
   std::int64_t rows = 0;
   std::uint64_t epoch = 0;
-};
 
-/// Sums of slots are of slots with the same number of rows.
-inline void agree(std::byte* to, std::byte const* from, std::size_t bytes) {
-  for (std::size_t at = 0; at < bytes; at += sizeof(row_count)) {
-    row_count a, b;
-    std::memcpy(&a, to + at, sizeof a);
-    std::memcpy(&b, from + at, sizeof b);
-    if (a.rows == b.rows && a.epoch == b.epoch) continue;
-    a.rows = -1;
-    std::memcpy(to + at, &a, sizeof a);
+  /// Sums of slots are of slots with the same number of rows; of others there is none, which -1 says.
+  MOE_HOST_DEVICE friend constexpr row_count operator+(row_count a, row_count b) {
+    return a.rows == b.rows && a.epoch == b.epoch ? a : row_count{-1, a.epoch};
   }
-}
+};
+static_assert(sizeof(row_count) % alignof(std::max_align_t) == 0,
+              "buffers of counts follow one another");
 
 }  // namespace detail
 

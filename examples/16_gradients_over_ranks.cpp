@@ -1,7 +1,7 @@
 // Losses and gradients over ranks: four ranks, two copies of the experts, and the numbers of one rank.
 // SPDX-License-Identifier: MIT
 //
-//   g++ -std=c++20 -O2 -I include examples/15_gradients_over_ranks.cpp -o ranks -pthread && ./ranks
+//   g++ -std=c++20 -O2 -I include examples/16_gradients_over_ranks.cpp -o ranks -pthread && ./ranks
 //
 // Each rank, a thread here, has a quarter of the tokens; {0, 1} and {2, 3} hold a copy of all experts each.
 #include <chrono>

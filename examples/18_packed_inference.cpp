@@ -1,7 +1,7 @@
 // Inference over packed weights: pack a checkpoint once, then run the experts, in bf16 or in half.
 // SPDX-License-Identifier: MIT
 //
-//   g++ -std=c++20 -O2 -I include examples/17_packed_inference.cpp -o packed_inference -pthread
+//   g++ -std=c++20 -O2 -I include examples/18_packed_inference.cpp -o packed_inference -pthread
 //
 // The checkpoint has its matrices as [out, in]. Prints how many bytes the weights take, and how far the
 // outputs are from those of float weights.
