@@ -1,4 +1,4 @@
-// packed_blocks: ggml's blocks there and back, quantising, products on every instruction set, bad input.
+// packed_blocks and packed_fp8: ggml's blocks there and back, quantising, products on every instruction set, bad input.
 // SPDX-License-Identifier: MIT
 #include <algorithm>
 #include <cmath>
@@ -15,6 +15,7 @@
 #include <moe/core/thread_team.hpp>
 #include <moe/expert/packed_blocks.hpp>
 #include <moe/expert/packed_ffn.hpp>
+#include <moe/expert/packed_fp8.hpp>
 
 #include "case.hpp"
 #include "sets.hpp"
