@@ -20,6 +20,7 @@
 #include <moe/expert/kinds.hpp>
 #include <moe/expert/segments.hpp>
 #include <moe/expert/slice.hpp>
+#include <moe/gate/biased.hpp>
 #include <moe/gate/candidates.hpp>
 #include <moe/gate/gate.hpp>
 #include <moe/gate/model_presets.hpp>
@@ -426,6 +427,113 @@ TEST_CASE("composed/two keys: rows by expert and by adapter within it, one table
       }
       CHECK(out[at(t * M + m)] == doctest::Approx(expected));
     }
+}
+
+// --- ternary choices of experts ---------------------------------------------------------------------
+
+namespace {
+
+/// TC-MoE: each expert may be chosen with the sign + or -, and there is a choice of none. The router has
+/// 2 E + 1 logits; ids are folded to experts before the table is built, signs go into the weights.
+struct ternary {
+  static constexpr int E = 3, K = 2, columns = 2 * E + 1;
+  static constexpr std::int64_t T = 30, M = 4, H = 5;
+  using router = moe::gate<moe::logit_bias<moe::softmax>, moe::top_k<K>, moe::as_scored>;
+
+  // Against the choice of a sign or of none, as LibMoE has it; less here, so that all are met.
+  float bias[columns] = {0, 0, 0, -0.25f, -0.25f, -0.25f, -0.5f};
+  router gate{.score = {.bias = bias}};
+  std::vector<double> x = normals(T * M, 1);
+  std::vector<double> numbers = normals(moe::ffn_elements({E, M, H}, false, false), 5);
+  moe::buffer scratch{1 << 20}, saved{1 << 20};
+  moe::basic_routing_buffer<double> out{T, K, columns}, folded{T, K, E};
+  moe::table_buffer table{{.T = T, .K = K, .E = E, .max_rows = T * K}};
+  moe::ffn<moe::gelu> experts;
+
+  static double sign(std::int32_t id) { return id < E ? 1 : id < 2 * E ? -1 : 0; }
+  auto weights() { return moe::carve_ffn(numbers.data(), {E, M, H}, false, false); }
+
+  std::vector<double> forward(std::vector<double> const& logits) {
+    moe::cpu const exec;
+    moe::route(exec, gate, moe::matrix_view(logits, T, columns), {}, scratch, out);
+    for (std::int64_t i = 0; i < T * K; ++i) {
+      std::int32_t const id = out.expert[i];
+      folded.expert[i] = sign(id) == 0 ? std::int32_t{moe::no_candidate} : id % E;
+      folded.weight[i] = sign(id) * out.weight[i];
+    }
+    moe::build_table(exec, folded, {}, scratch, table);
+    std::vector<double> y(T * M);
+    experts.forward<double>(exec, experts.prepare(weights()), {x.data(), T, M}, table,
+                            moe::vector_view<double const>(folded.weight, T * K), {y.data(), T, M},
+                            saved, scratch);
+    return y;
+  }
+  /// dlogits, after a forward with the same.
+  std::vector<double> backward(std::vector<double> const& logits, std::vector<double> const& dy) {
+    moe::cpu const exec;
+    std::vector<double> dx(T * M), dweight(T * K), dnumbers(numbers.size()), dlogits(logits.size());
+    experts.backward<double>(exec, experts.prepare(weights()), {dy.data(), T, M}, {x.data(), T, M},
+                             table, moe::vector_view<double const>(folded.weight, T * K), saved,
+                             {dx.data(), T, M}, moe::vector_view<double>(dweight),
+                             moe::carve_ffn(dnumbers.data(), {E, M, H}, false, false),
+                             moe::update::assign, scratch);
+    for (std::int64_t i = 0; i < T * K; ++i) dweight[at(i)] *= sign(out.expert[i]);
+    moe::route_backward(exec, gate, moe::matrix_view(logits, T, columns), out,
+                        moe::matrix_view(dweight, T, K), {}, scratch,
+                        moe::matrix_view(dlogits, T, columns));
+    return dlogits;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("composed/ternary choices: experts with a sign, and none, against loops") {
+  constexpr int E = ternary::E, K = ternary::K, columns = ternary::columns;
+  constexpr std::int64_t T = ternary::T, M = ternary::M, H = ternary::H;
+  ternary layer;
+  auto const logits = normals(T * columns, 2);
+  auto const y = layer.forward(logits);
+  auto const w = layer.weights();
+  int none = 0, negative = 0;
+  for (std::int64_t t = 0; t < T; ++t) {
+    double p[columns], total = 0;
+    for (int i = 0; i < columns; ++i)
+      total += p[i] = std::exp(logits[at(t * columns + i)] + double(layer.bias[i]));
+    std::vector<double> expected(at(M));
+    for (int j = 0; j < K; ++j) {
+      auto const id = static_cast<int>(std::max_element(p, p + columns) - p);
+      double const weight = ternary::sign(id) * p[id] / total;
+      p[id] = -1;
+      none += id == 2 * E;
+      negative += id >= E && id < 2 * E;
+      for (std::int64_t h = 0; h < H; ++h) {
+        double u = 0;
+        for (std::int64_t m = 0; m < M; ++m) u += layer.x[at(t * M + m)] * w.up[id % E](m, h);
+        for (std::int64_t m = 0; m < M; ++m)
+          expected[at(m)] += weight * layer.experts.act(u) * w.down[id % E](h, m);
+      }
+    }
+    for (std::int64_t m = 0; m < M; ++m)
+      CHECK(y[at(t * M + m)] == doctest::Approx(expected[at(m)]));
+  }
+  CHECK(none > 2);
+  CHECK(negative > 5);
+}
+
+TEST_CASE("composed/ternary choices: the gradient of the logits") {
+  ternary layer;
+  auto const logits = normals(ternary::T * ternary::columns, 2),
+             dy = normals(ternary::T * ternary::M, 3);
+  layer.forward(logits);
+  auto const dlogits = layer.backward(logits, dy);
+  moe_test::check_gradient(
+      [&](std::vector<double> const& l) {
+        auto const y = layer.forward(l);
+        double sum = 0;
+        for (std::size_t i = 0; i < y.size(); ++i) sum += y[i] * dy[i];
+        return sum;
+      },
+      logits, dlogits);
 }
 
 TEST_CASE("composed/importance: the weights of each expert, added up over batches") {

@@ -53,6 +53,8 @@ TEST_CASE("layer/visit_model_preset: without options the presets' own defaults")
   CHECK(visited("gpt_oss") == run(moe::gpt_oss()));
   CHECK(visited("longcat") == run(moe::longcat()));
   CHECK(visited("moe_plus_plus", {.num_experts = E}) == run(moe::moe_plus_plus({E})));
+  CHECK(visited("moe_plus_plus", {.num_experts = 16}) == run(moe::moe_plus_plus({16})));
+  CHECK(run(moe::moe_plus_plus({16})) != run(moe::moe_plus_plus({E})));
 }
 
 TEST_CASE("layer/visit_model_preset: options arrive") {
