@@ -3,7 +3,8 @@ set(THREADS_PREFER_PTHREAD_FLAG ON)
 find_package(Threads REQUIRED)
 
 file(GLOB_RECURSE moe_headers CONFIGURE_DEPENDS
-  "${PROJECT_SOURCE_DIR}/include/moe/*.hpp" "${PROJECT_SOURCE_DIR}/include/moe/*.cuh")
+  "${PROJECT_SOURCE_DIR}/include/moe/*.hpp" "${PROJECT_SOURCE_DIR}/include/moe/*.cuh"
+  "${PROJECT_SOURCE_DIR}/include/moe/*.inc")
 
 add_library(moe INTERFACE)
 add_library(moe::moe ALIAS moe)

@@ -7,12 +7,12 @@
 #include <vector>
 
 #include <moe/core/cpu.hpp>
-#include <moe/expert/detail/simd.hpp>
 #include <moe/expert/grouped_gemm.hpp>
 #if defined(MOE_BENCH_CBLAS)
 #include <moe/expert/cblas_gemm.hpp>
 #endif
 
+#include "support/probes.hpp"
 #include "support/roof.hpp"
 
 namespace moe_bench {
@@ -38,29 +38,17 @@ void for_each_provider(F const& f) {
 #endif
 }
 
-/// FLOP/s of independent multiply-adds in registers on all threads: the fast decile of some tries.
+/// FLOP/s of independent multiply-adds in registers on all threads, with the best instructions of the
+/// processor: the fast decile of some tries.
 inline double fma_roof(moe::cpu const& exec) {
-  namespace gemm = moe::MOE_ABI::detail::gemm;
-  using vector = gemm::simd<float>;
-  constexpr int sums = 12, steps = 200000;
+  auto const probe = fma_probe();
   std::vector<float> sink(static_cast<std::size_t>(exec.threads()));
   std::vector<double> times;
-  for (int i = 0; i < 9; ++i) {
+  for (int i = 0; i < 9; ++i)
     times.push_back(seconds([&] {
-      exec.run([&](int member) {
-        vector sum[sums];  // all different, or they would be computed once
-        for (int k = 0; k < sums; ++k) sum[k] = vector{} + static_cast<float>(k);
-        vector x = vector{} + 0.999f, y = vector{} + 0.001f;
-        for (int n = 0; n < steps; ++n) {
-          __asm__ volatile("" : "+x"(x));
-          gemm::unroll<sums>([&](auto k) { sum[k] = sum[k] * x + y; });
-        }
-        for (int k = 1; k < sums; ++k) sum[0] += sum[k];
-        sink[static_cast<std::size_t>(member)] = sum[0][0];
-      });
+      exec.run([&](int member) { sink[static_cast<std::size_t>(member)] = probe.run(200000); });
     }));
-  }
-  return 2.0 * sums * steps * gemm::lanes<float> * exec.threads() / fast_decile(times);
+  return 200000 * probe.flop * exec.threads() / fast_decile(times);
 }
 
 /// Counters: FLOP/s of iterations of `flop` operations each, and what share of the roof that is.

@@ -63,8 +63,13 @@
 #include <moe/expert/ffn_weights.hpp>
 #include <moe/expert/grouped_gemm.hpp>
 #include <moe/expert/initialise.hpp>
+#include <moe/expert/instruction_sets.hpp>
 #include <moe/expert/interleaved.hpp>
 #include <moe/expert/kinds.hpp>
+#include <moe/expert/packed_blocks.hpp>
+#include <moe/expert/packed_ffn.hpp>
+#include <moe/expert/packed_fp8.hpp>
+#include <moe/expert/packed_weights.hpp>
 #include <moe/expert/segments.hpp>
 #include <moe/expert/slice.hpp>
 #include <moe/gate/above.hpp>

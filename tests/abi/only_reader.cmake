@@ -1,7 +1,7 @@
 # No header but core/config.hpp reads a macro that says what the processor is or can do.
 #   cmake -DFOLDER=<include folder> -P only_reader.cmake
 cmake_minimum_required(VERSION 3.25)
-file(GLOB_RECURSE headers RELATIVE "${FOLDER}" "${FOLDER}/*.hpp" "${FOLDER}/*.cuh")
+file(GLOB_RECURSE headers RELATIVE "${FOLDER}" "${FOLDER}/*.hpp" "${FOLDER}/*.cuh" "${FOLDER}/*.inc")
 if(NOT headers)
   message(FATAL_ERROR "no headers under \"${FOLDER}\"")
 endif()

@@ -40,6 +40,15 @@ int MOE_ABI_USE() {
                         moe::matrix_view(drows.data(), 1, M), dweight);
   if (dweight[0] != M || static_cast<float>(drows[M - 1]) != 0.5f) ++wrong;
 
+  // A product by kernels that are chosen by the processor, not by the flags: in each object its own.
+  std::vector<float> const a(5 * M, 0.5f), b(M * M, 2.0f);
+  std::vector<float> product(5 * M);
+  moe::buffer const scratch(moe::builtin_gemm::scratch_bytes<float>(team, 1));
+  moe::builtin_gemm::forward<float>(team, {a, 5, M}, {b.data(), 1, M, M}, {}, moe::all_rows(5),
+                                    {product, 5, M}, scratch);
+  for (float const v : product)
+    if (v != M) ++wrong;
+
   try {
     moe::thread_team const nobody(0);
     ++wrong;

@@ -1,4 +1,5 @@
-// builtin_gemm: the three products against loops in double, edges, determinism, bad input.
+// builtin_gemm: the three products on every instruction set against loops in double, edges,
+// determinism, bad input.
 // SPDX-License-Identifier: MIT
 #include <algorithm>
 #include <cmath>
@@ -13,6 +14,7 @@
 #include <moe/expert/grouped_gemm.hpp>
 
 #include "case.hpp"
+#include "sets.hpp"
 #if __has_include(<cblas.h>) && defined(MOE_TEST_CBLAS)
 #include <moe/expert/cblas_gemm.hpp>
 #endif
@@ -139,7 +141,10 @@ TEST_CASE_TEMPLATE("expert/grouped_gemm: the three products equal loops in doubl
         CAPTURE(c.N);
         CAPTURE(gap);
         problem<V> const made(c.m, c.sources, c.K, c.N, gap, random);
-        check_products<moe::builtin_gemm>(moe::cpu{}, made, gap == 0, how);
+        moe_test::for_each_set([&]<class Set>(Set) {
+          CAPTURE(Set::name);
+          check_products<moe::gemm_on<Set>>(moe::cpu{}, made, gap == 0, how);
+        });
 #if defined(MOE_TEST_CBLAS)
         check_products<moe::cblas_gemm>(moe::cpu{}, made, gap == 0, how);
 #endif
@@ -168,24 +173,28 @@ TEST_CASE("expert/grouped_gemm: leading dimensions and strides") {
 TEST_CASE("expert/grouped_gemm: bitwise equal for any number of threads") {
   std::mt19937 random(7);
   problem<float> const c({1, 5, 0, 600, 30, 11}, 1, 150, 530, 2, random);
-  auto const run = [&](moe::cpu const& exec) {
-    moe::buffer const scratch(moe::builtin_gemm::scratch_bytes<float>(exec, c.P));
+  auto const run = [&]<class Set>(Set, moe::cpu const& exec) {
+    using products = moe::gemm_on<Set>;
+    moe::buffer const scratch(products::template scratch_bytes<float>(exec, c.P));
     std::vector<float> all(static_cast<std::size_t>(c.rows * (c.N + c.K) + c.P * c.K * c.N), 0.25f);
     moe::matrix_view<float> const C(all.data(), c.rows, c.N);
     moe::matrix_view<float> const DA(C.data() + c.rows * c.N, c.rows, c.K);
     moe::stacked_view<float> const DB(DA.data() + c.rows * c.K, c.P, c.K, c.N);
-    moe::builtin_gemm::forward<float>(exec, c.A(), c.B(), c.bias_view(), c.segments(), C, scratch);
-    moe::builtin_gemm::input_gradient<float>(exec, c.DC(), c.B(), c.segments(), update::add, DA,
+    products::template forward<float>(exec, c.A(), c.B(), c.bias_view(), c.segments(), C, scratch);
+    products::template input_gradient<float>(exec, c.DC(), c.B(), c.segments(), update::add, DA,
                                              scratch);
-    moe::builtin_gemm::weight_gradient<float>(exec, c.A(), c.DC(), c.segments(), update::add, DB,
+    products::template weight_gradient<float>(exec, c.A(), c.DC(), c.segments(), update::add, DB,
                                               scratch);
     return all;
   };
-  auto const want = run(moe::cpu{});
-  for (int threads : {2, 3, 7}) {
-    moe::thread_team team(threads);
-    CHECK(run(team) == want);
-  }
+  moe_test::for_each_set([&](auto set) {
+    CAPTURE(set.name);
+    auto const want = run(set, moe::cpu{});
+    for (int threads : {2, 3, 7}) {
+      moe::thread_team team(threads);
+      CHECK(run(set, team) == want);
+    }
+  });
 }
 
 TEST_CASE_TEMPLATE("expert/grouped_gemm: a row's result does not depend on the other rows", V,
@@ -194,17 +203,21 @@ TEST_CASE_TEMPLATE("expert/grouped_gemm: a row's result does not depend on the o
   std::int64_t const K = 203, N = 77;
   problem<V> const c({70}, 1, K, N, 0, random);
   std::vector<V> all(70 * 77), some(70 * 77);
-  moe::buffer const scratch(moe::builtin_gemm::scratch_bytes<V>(moe::cpu{}, 1));
-  moe::builtin_gemm::forward<V>(moe::cpu{}, c.A(), c.B(), c.bias_view(), c.segments(),
-                                {all.data(), 70, N}, scratch);
-  for (int m : {1, 2, 3, 4, 6, 7, 25, 50}) {
-    CAPTURE(m);
-    std::int32_t const begin = 19, used = m;
-    moe::builtin_gemm::forward<V>(moe::cpu{}, c.A(), c.B(), c.bias_view(), {1, &begin, &used},
-                                  {some.data(), 70, N}, scratch);
-    CHECK(std::equal(some.begin() + begin * N, some.begin() + (begin + m) * N,
-                     all.begin() + begin * N));
-  }
+  moe_test::for_each_set([&]<class Set>(Set) {
+    using products = moe::gemm_on<Set>;
+    CAPTURE(Set::name);
+    moe::buffer const scratch(products::template scratch_bytes<V>(moe::cpu{}, 1));
+    products::template forward<V>(moe::cpu{}, c.A(), c.B(), c.bias_view(), c.segments(),
+                                  {all.data(), 70, N}, scratch);
+    for (int m : {1, 2, 3, 4, 6, 7, 12, 13, 25, 50}) {
+      CAPTURE(m);
+      std::int32_t const begin = 19, used = m;
+      products::template forward<V>(moe::cpu{}, c.A(), c.B(), c.bias_view(), {1, &begin, &used},
+                                    {some.data(), 70, N}, scratch);
+      CHECK(std::equal(some.begin() + begin * N, some.begin() + (begin + m) * N,
+                       all.begin() + begin * N));
+    }
+  });
 }
 
 TEST_CASE("expert/grouped_gemm: bad input is refused with the values") {

@@ -5,8 +5,12 @@
 #include <cstdlib>
 #include <doctest/doctest.h>
 #include <new>
+#include <vector>
 
 #include <moe/core/thread_team.hpp>
+#include <moe/expert/packed_ffn.hpp>
+#include <moe/gate/presets.hpp>
+#include <moe/layer/moe_layer.hpp>
 #include <moe/layer/residual_layer.hpp>
 
 #include "case.hpp"
@@ -102,4 +106,24 @@ TEST_CASE("layer: a step allocates nothing, with any number of threads") {
   ::operator delete(::operator new(8));
   long const counted = allocations - before;
   CHECK(counted == 1);  // the counter counts
+}
+
+TEST_CASE("layer: inference over packed experts allocates nothing") {
+  moe::layer_shape const shape{.T = 50, .M = 24, .H = 40, .E = 5};
+  moe::moe_layer const layer(moe::tutel_topk({.k = 2}), moe::packed_ffn<moe::swiglu, moe::bf16>{},
+                             shape);
+  std::vector<float> values(static_cast<std::size_t>(layer.parameter_elements()), 0.0f);
+  std::vector<float> const x(50 * 24, 1.0f);
+  std::vector<float> out(x.size());
+  auto const parameters = layer.carve(values.data());
+  for (int threads : {1, 3}) {
+    moe::thread_team team(threads);
+    moe::buffer const saved_bytes(layer.saved_bytes<float>());
+    moe::buffer const scratch(layer.scratch_bytes<float>(team));
+    auto saved = layer.carve_saved<float>(saved_bytes);
+    long const before = allocations;
+    layer.forward<float>(team, parameters, {x.data(), 50, 24}, {}, {out.data(), 50, 24}, saved,
+                         scratch);
+    CHECK(allocations - before == 0);
+  }
 }

@@ -272,7 +272,7 @@ concept gemm_provider = requires(cpu const& exec, matrix_view<V const> a, stacke
 ///            was called with. A handle never runs with values that are no longer those of its
 ///            parameters: it reads them where they lie, or throws precondition_error.
 /// Cost.      Allocates nothing.
-/// Models.    `ffn<Activation, Gemm>`, `parallel_experts`, `gathered_experts`.
+/// Models.    `ffn<Activation, Gemm>`, `packed_ffn<Activation, W>`. `parallel_experts`, `gathered_experts`.
 template <class X, class V>
 concept experts =
     std::copyable<X> &&
@@ -300,7 +300,7 @@ concept experts =
 /// Semantics. out[r] is what the expert of row r makes of rows[r], without weights. backward_rows
 ///            is its gradient, of out[r] times row_weight[r] if that is not empty. Rows outside the
 ///            segments are neither read nor written. `saved` and `scratch` as for tables of n rows.
-/// Models.    `ffn<Activation, Gemm>`.
+/// Models.    `ffn<Activation, Gemm>`, `packed_ffn<Activation, W>`.
 template <class X, class V>
 concept row_experts =
     experts<X, V> &&

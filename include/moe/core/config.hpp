@@ -133,5 +133,51 @@ compile with -fno-associative-math"
 #define MOE_VECTOR_BYTES 16
 #endif
 
+// How many of them a processor of the tag has.
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define MOE_VECTOR_REGISTERS 32
+#else
+#define MOE_VECTOR_REGISTERS 16
+#endif
+
+// Between MOE_TARGET_... and MOE_TARGET_END functions are compiled for an instruction set that the flags
+// may not have, to be called where the processor has it. By pragma, because templates, lambdas and what
+// nvcc hands to g++ follow it; an attribute of functions reaches no lambda, and g++ cuts vectors of 32
+// bytes in halves before it inlines. A function of MOE_ABI, as above.
+#if defined(__x86_64__) && !defined(__AVX512F__) && !MOE_DEVICE_PASS
+#define MOE_HAS_TARGETS 1
+#if defined(__clang__)
+#define MOE_TARGET_AVX2 \
+  _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c\"))), apply_to = function)")
+#define MOE_TARGET_AVX512 \
+  _Pragma(                \
+      "clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,avx2,\" \
+      \"fma,f16c\"))), apply_to = function)")
+#define MOE_TARGET_END _Pragma("clang attribute pop")
+#else
+#define MOE_TARGET_AVX2 _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,fma,f16c\")")
+#define MOE_TARGET_AVX512     \
+  _Pragma("GCC push_options") \
+      _Pragma("GCC target(\"avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c\")")
+#define MOE_TARGET_END _Pragma("GCC pop_options")
+#endif
+#else
+#define MOE_HAS_TARGETS 0
+#endif
+// Eight or sixteen half, as a vector of short, to float. Only for bodies that know that the processor can.
+#if defined(__x86_64__)
+#if defined(__clang__)
+#define MOE_ALL_16 0xffff
+#else
+#define MOE_ALL_16 -1
+#endif
+#define MOE_WIDEN_HALF_8(x) __builtin_ia32_vcvtph2ps256(x)
+#define MOE_WIDEN_HALF_16(x, zero) __builtin_ia32_vcvtph2ps512_mask(x, zero, MOE_ALL_16, 4)
+#else
+#define MOE_WIDEN_HALF_8(x) x
+#define MOE_WIDEN_HALF_16(x, zero) x
+#endif
+
 // For kernels whose accumulators must stay in registers: they are inlined whole.
 #define MOE_ALWAYS_INLINE inline __attribute__((always_inline))
+#define MOE_INLINE_LAMBDA __attribute__((always_inline))

@@ -14,49 +14,22 @@
 #include <moe/core/view.hpp>
 #include <moe/dispatch/update.hpp>
 #include <moe/expert/detail/expect_shapes.hpp>
-#include <moe/expert/detail/gemm_block.hpp>
+#include <moe/expert/detail/gemm_shapes.hpp>
+#include <moe/expert/detail/task_list.hpp>
+#include <moe/expert/instruction_sets.hpp>
 #include <moe/expert/segments.hpp>
 
 namespace moe::inline MOE_ABI {
 
-namespace detail::gemm {
-
-/// Tasks of a grouped product: for each expert `chunks(p)` x `panels`. Task ids follow the experts.
-class task_list {
- public:
-  template <class Chunks>
-  task_list(int P, std::int64_t panels, Chunks const& chunks, std::int64_t* first)
-      : first_(first), experts_(P), panels_(panels) {
-    first_[0] = 0;
-    for (int p = 0; p < P; ++p) first_[p + 1] = first_[p] + chunks(p) * panels;
-  }
-  std::int64_t size() const noexcept { return first_[experts_]; }
-
-  struct task {
-    int expert;
-    std::int64_t chunk, panel;
-  };
-  task operator[](std::int64_t i) const noexcept {
-    auto const after = std::upper_bound(first_, first_ + experts_ + 1, i);
-    auto const p = static_cast<int>(after - first_) - 1;
-    return {p, (i - first_[p]) / panels_, (i - first_[p]) % panels_};
-  }
-
- private:
-  std::int64_t* first_;  // [P+1]
-  int experts_;
-  std::int64_t panels_;
-};
-
-}  // namespace detail::gemm
-
-/// The library's own grouped product. Weights are read where they lie, [P, in, out] row-major, and packed
-/// on the fly: no copy of them outlives a call, so changed weights are always seen.
+/// Grouped products by the kernels of an instruction set. Weights are read where they lie, [P, in, out]
+/// row-major, and packed on the fly: no copy of them outlives a call, so changed weights are always seen.
 ///
 /// Work is cut into (expert, rows, columns) tasks that threads take when they are free. Results are bitwise
 /// equal for any number of threads. `forward`, moreover, gives a row the same bits whatever other rows its
 /// expert has.
-struct builtin_gemm {
+/// @tparam Set  `best_set`; or one set, for the same bits on every processor that has it.
+template <class Set>
+struct gemm_on {
   /// Bytes of scratch for any of the products over P experts.
   template <std::floating_point V>
   static std::size_t scratch_bytes(cpu const& exec, int P) noexcept {
@@ -81,27 +54,13 @@ struct builtin_gemm {
     using namespace detail::gemm;
     expect_shapes(segments, b.rows(), a, b, b.cols(), c, site);
     expect_bias(bias, b, site);
-    run_rows<V>(exec, segments, b.cols(), scratch, site,
-                [&](int p, std::int32_t const* ids, std::int64_t m, std::int64_t j, std::int64_t n,
-                    V* room) {
-                  std::int64_t const k = b.rows();
-                  auto const a_row = [&](std::int64_t i) { return a.row(ids[i]); };
-                  auto const c_row = [&](std::int64_t i) { return c.row(ids[i]) + j; };
-                  V const* const first_bias = bias.absent() ? nullptr : bias.row(p) + j;
-                  matrix_view<V const> const weights(b[p].data() + j, k, n, b.ld());
-                  if (m <= streamed_rows)
-                    return multiply_streamed(m, n, k, a_row, weights, c_row, first_bias, room);
-                  multiply_packed<V>(
-                      m, n, k, pack_rows<V>(a_row),
-                      [&](std::int64_t k0, std::int64_t kc, V* to) {
-                        pack_panels_copied([&](std::int64_t q) { return weights.row(k0 + q); }, n,
-                                           kc, to);
-                      },
-                      [&](std::int64_t k0, std::int64_t k1, std::int64_t j0, std::int64_t j1) {
-                        for (; k0 < k1; ++k0) prefetch(weights.row(k0) + j0, j1 - j0);
-                      },
-                      c_row, first_bias == nullptr ? start::zero : start::bias, first_bias, room);
-                });
+    run_rows<V>(exec, segments, b.cols(), scratch, site, [&](int p, rows_task<V> task) {
+      task.a = a;
+      task.b = {b[p].data() + task.column, b.rows(), task.n, b.ld()};
+      task.c = c;
+      task.bias = bias.absent() ? nullptr : bias.row(p) + task.column;
+      Set::template gemm<V>().forward(task);
+    });
   }
 
   /// da[r] (+)= dc[r] b[p]^T for each row r of expert p.
@@ -114,26 +73,13 @@ struct builtin_gemm {
                              memory scratch, call_site site = call_site::here()) {
     using namespace detail::gemm;
     expect_shapes(segments, b.cols(), dc, b, b.rows(), da, site);
-    run_rows<V>(exec, segments, b.rows(), scratch, site,
-                [&](int p, std::int32_t const* ids, std::int64_t m, std::int64_t j, std::int64_t n,
-                    V* room) {
-                  std::int64_t const k = b.cols();
-                  auto const a_row = [&](std::int64_t i) { return dc.row(ids[i]); };
-                  auto const c_row = [&](std::int64_t i) { return da.row(ids[i]) + j; };
-                  matrix_view<V const> const weights(b[p].row(j), n, k, b.ld());
-                  if (m <= dotted_rows)
-                    return multiply_dotted(m, k, a_row, weights, c_row, how == update::add);
-                  multiply_packed<V>(
-                      m, n, k, pack_rows<V>(a_row),
-                      [&](std::int64_t k0, std::int64_t kc, V* to) {
-                        pack_panels_transposed([&](std::int64_t q) { return weights.row(q) + k0; },
-                                               n, kc, to);
-                      },
-                      [&](std::int64_t k0, std::int64_t k1, std::int64_t j0, std::int64_t j1) {
-                        for (; j0 < j1; ++j0) prefetch(weights.row(j0) + k0, k1 - k0);
-                      },
-                      c_row, how == update::add ? start::current : start::zero, nullptr, room);
-                });
+    run_rows<V>(exec, segments, b.rows(), scratch, site, [&](int p, rows_task<V> task) {
+      task.a = dc;
+      task.b = {b[p].row(task.column), task.n, b.cols(), b.ld()};
+      task.c = da;
+      task.how = how;
+      Set::template gemm<V>().input_gradient(task);
+    });
   }
 
   /// db[p] (+)= sum over rows r of expert p of a[r]^T dc[r]. An expert without rows has gradient 0.
@@ -156,46 +102,18 @@ struct builtin_gemm {
         [&](int p) { return how == update::add && segments.rows(p) == 0 ? 0 : chunks; }, first);
     exec.each(tasks.size(), [&](std::int64_t i, int member) {
       auto const [p, chunk, panel] = tasks[i];
-      std::int64_t const i0 = in * chunk / chunks, i1 = in * (chunk + 1) / chunks;
-      std::int64_t const j0 = panel * panel_cols<V>;
-      matrix_view<V> const to = db[p];
-      std::int32_t ids[depth];
-      row_cursor rows(segments, p, 0);
-      multiply_packed<V>(
-          i1 - i0, std::min(panel_cols<V>, out - j0), segments.rows(p),
-          [&](std::int64_t row, int, std::int64_t, std::int64_t kc, V* packed) {
-            std::int64_t const column = i0 + row;
-            // More columns than the tile has rows may be copied: whole vectors.
-            pack_copied([&](std::int64_t q) { return a.row(ids[q]) + column; },
-                        static_cast<int>(std::min<std::int64_t>(a_stride, in - column)), kc,
-                        a_stride, packed);
-          },
-          [&](std::int64_t, std::int64_t kc, V* packed) {
-            for (std::int64_t q = 0; q < kc; ++q) ids[q] = static_cast<std::int32_t>(rows.next());
-            pack_panels_copied([&](std::int64_t q) { return dc.row(ids[q]) + j0; },
-                               std::min(panel_cols<V>, out - j0), kc, packed);
-          },
-          [](std::int64_t, std::int64_t, std::int64_t, std::int64_t) {},
-          [&](std::int64_t row) { return to.row(i0 + row) + j0; },
-          how == update::add ? start::current : start::zero, nullptr,
-          room + member * room_elements<V>);
+      std::int64_t const j = panel * panel_cols<V>;
+      Set::template gemm<V>().weight_gradient(
+          {a, dc, db[p], segments, p, in * chunk / chunks, in * (chunk + 1) / chunks, j,
+           std::min(panel_cols<V>, out - j), how, room + member * room_elements<V>});
     });
   }
 
  private:
   static constexpr char const* scratch_rule = "grouped_gemm: scratch >= scratch_bytes";
 
-  /// Packs rows of A for tiles.
-  template <class V, class Row>
-  static auto pack_rows(Row const& row) {
-    return [&row](std::int64_t i0, int rows, std::int64_t k0, std::int64_t kc, V* to) {
-      detail::gemm::pack_transposed([&](int i) { return row(i0 + i) + k0; }, rows, kc,
-                                    detail::gemm::a_stride, to);
-    };
-  }
-
-  /// Calls f(expert, row ids, rows, first column, columns, room) for each task of a product whose
-  /// result has `width` columns.
+  /// Calls f(expert, task) for each task of a product whose result has `width` columns; f adds what
+  /// is to be multiplied.
   template <class V, class F>
   static void run_rows(cpu const& exec, row_segments const& segments, std::int64_t width,
                        memory scratch, call_site site, F const& f) {
@@ -208,7 +126,7 @@ struct builtin_gemm {
     for (int p = 0; p < segments.experts; ++p) pieces += chunks(p);
     // Narrower panels if there would be too few tasks: no value depends on the width.
     std::int64_t panel = panel_cols<V>;
-    while (panel > strip_cols<V> &&
+    while (panel > Set::template gemm<V>().narrowest &&
            pieces * ((width + panel - 1) / panel) < 4 * std::int64_t{exec.threads()})
       panel /= 2;
     task_list const tasks(segments.experts, (width + panel - 1) / panel, chunks, first);
@@ -219,10 +137,19 @@ struct builtin_gemm {
       std::int32_t ids[chunk_rows];
       row_cursor rows(segments, p, i0);
       for (std::int64_t q = 0; q < m; ++q) ids[q] = static_cast<std::int32_t>(rows.next());
-      std::int64_t const j = which * panel;
-      f(p, ids, m, j, std::min(panel, width - j), room + member * room_elements<V>);
+      rows_task<V> task{};
+      task.ids = ids;
+      task.m = m;
+      task.column = which * panel;
+      task.n = std::min(panel, width - task.column);
+      task.room = room + member * room_elements<V>;
+      f(p, task);
     });
   }
 };
+
+/// The library's own grouped products, on the best instructions that the processor has: a program needs
+/// no flags for them.
+struct builtin_gemm : gemm_on<best_set> {};
 
 }  // namespace moe::inline MOE_ABI

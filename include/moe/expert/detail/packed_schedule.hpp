@@ -1,0 +1,141 @@
+// Which thread multiplies which rows with which panels: three passes over the packed experts.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include <moe/core/config.hpp>
+#include <moe/core/cpu.hpp>
+#include <moe/core/error.hpp>
+#include <moe/core/memory.hpp>
+#include <moe/core/view.hpp>
+#include <moe/expert/detail/packed_shapes.hpp>
+#include <moe/expert/detail/task_list.hpp>
+#include <moe/expert/packed_weights.hpp>
+#include <moe/expert/segments.hpp>
+
+namespace moe::inline MOE_ABI::detail::packed {
+
+inline constexpr char const* scratch_rule = "packed_ffn: scratch >= forward_scratch_bytes";
+
+/// Where a row comes from, and what it is multiplied by.
+struct source_row {
+  float const* data;
+  float scale;
+};
+
+/// Bytes of scratch for up to max_rows rows.
+template <class W>
+std::size_t schedule_bytes(cpu const& exec, ffn_shape const& shape,
+                           std::int64_t max_rows) noexcept {
+  std::int64_t const M = padded<W>(shape.M), H = padded<W>(shape.H);
+  return memory_size()
+      .add<std::int64_t>(shape.P + 1)
+      .add<std::int64_t>(shape.P + 1)
+      .add<float>(max_rows * M)
+      .add<float>(max_rows * H)
+      .add<float>(exec.threads() * sum_elements)
+      .bytes();
+}
+
+/// out[r] = expert of r applied to source(r), for each row r of the segments.
+///
+/// The panels of an expert are cut into groups that depend on the number of threads; no value does.
+template <class W, class Activation, class Source>
+void run_experts(cpu const& exec, kernels<W, Activation> const& set, Activation const& act,
+                 packed_weights<W const> const& weights, row_segments const& segments,
+                 std::int64_t max_rows, Source const& source, matrix_view<float> out,
+                 memory scratch, call_site site) {
+  auto const P = static_cast<int>(weights.shape().P);
+  auto* const first_row = scratch.take<std::int64_t>(P + 1, scratch_rule, site);
+  auto* const first_task = scratch.take<std::int64_t>(P + 1, scratch_rule, site);
+  expert_layout<W> const layout(weights.shape(), weights.gated());
+  float* const rows = scratch.take<float>(max_rows * layout.M, scratch_rule, site);
+  float* const hidden = scratch.take<float>(max_rows * layout.H, scratch_rule, site);
+  float* const sums = scratch.take<float>(exec.threads() * sum_elements, scratch_rule, site);
+
+  first_row[0] = 0;
+  std::int64_t chunks = 0;
+  auto const blocks_of = [&](int p) {
+    return gemm::even_blocks(first_row[p + 1] - first_row[p], set.block_rows);
+  };
+  // Rows are cut between blocks.
+  auto const chunks_of = [&](int p) {
+    return gemm::even_blocks(blocks_of(p).blocks, most_rows / set.block_rows);
+  };
+  for (int p = 0; p < P; ++p) {
+    first_row[p + 1] = first_row[p] + segments.rows(p);
+    chunks += chunks_of(p).blocks;
+  }
+  expects(first_row[P] <= max_rows, "packed_ffn: the segments have at most N rows", site,
+          {{"rows", first_row[P]}, {"N", max_rows}});
+
+  gemm::task_list const blocks(P, 1, [&](int p) { return blocks_of(p).blocks; }, first_task);
+  exec.each(blocks.size(), [&](std::int64_t i, int) {
+    auto const [p, block, unused] = blocks[i];
+    std::int64_t const first = blocks_of(p).first(block), last = blocks_of(p).first(block + 1);
+    float const* row[most_block_rows];
+    float scale[most_block_rows];
+    row_cursor ids(segments, p, first);
+    for (std::int64_t r = first; r < last; ++r) {
+      source_row const from = source(ids.next());
+      row[r - first] = from.data;
+      scale[r - first] = from.scale;
+    }
+    set.pack({row, scale, static_cast<int>(last - first), weights.shape().M, layout.M,
+              rows + (first_row[p] + first) * layout.M});
+  });
+
+  // Tasks of several panels, but enough of them that threads end together.
+  auto const multiply = [&](std::int64_t panels, auto const& fill) {
+    std::int64_t group = 4 * most_panels;
+    while (group > most_panels && chunks * (panels / group) < 8 * std::int64_t{exec.threads()})
+      group /= 2;
+    std::int64_t const groups = (panels + group - 1) / group;
+    gemm::task_list const tasks(P, groups, [&](int p) { return chunks_of(p).blocks; }, first_task);
+    exec.each(tasks.size(), [&](std::int64_t i, int member) {
+      auto const [p, chunk, which] = tasks[i];
+      panels_task<W> task{};
+      task.blocks = blocks_of(p);
+      task.first_block = chunks_of(p).first(chunk);
+      task.last_block = chunks_of(p).first(chunk + 1);
+      task.first_panel = which * group;
+      task.last_panel = std::min(panels, task.first_panel + group);
+      task.sums = sums + member * sum_elements;
+      fill(p, task);
+    });
+  };
+  auto const bias = [](matrix_view<float const> all, int p) {
+    return all.absent() ? nullptr : all.row(p);
+  };
+  multiply(layout.input_panels, [&](int p, panels_task<W>& task) {
+    task.a = rows + first_row[p] * layout.M;
+    task.b = weights.expert(p);
+    task.k = layout.M;
+    task.cols = weights.shape().H;
+    task.bias = bias(weights.up_bias, p);
+    task.gate_bias = bias(weights.gate_bias, p);
+    task.hidden = hidden + first_row[p] * layout.H;
+    task.hidden_k = layout.H;
+    set.hidden(task, act);
+  });
+  multiply(layout.M / panel_width, [&](int p, panels_task<W>& task) {
+    task.a = hidden + first_row[p] * layout.H;
+    task.b = weights.expert(p) + layout.input_size;
+    task.k = layout.H;
+    task.cols = weights.shape().M;
+    task.bias = bias(weights.down_bias, p);
+    task.out = out;
+    std::int32_t ids[most_rows];
+    std::int64_t const first = task.blocks.first(task.first_block);
+    std::int64_t const count = task.blocks.first(task.last_block) - first;
+    row_cursor cursor(segments, p, first);
+    for (std::int64_t r = 0; r < count; ++r) ids[r] = static_cast<std::int32_t>(cursor.next());
+    task.ids = ids;
+    set.down(task);
+  });
+}
+
+}  // namespace moe::inline MOE_ABI::detail::packed

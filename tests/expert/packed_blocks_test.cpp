@@ -1,0 +1,289 @@
+// packed_blocks and packed_fp8: ggml's blocks there and back, quantising, products on every instruction set, bad input.
+// SPDX-License-Identifier: MIT
+#include <algorithm>
+#include <cmath>
+#include <concepts>
+#include <cstdint>
+#include <cstring>
+#include <doctest/doctest.h>
+#include <random>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include <moe/core/thread_team.hpp>
+#include <moe/expert/packed_blocks.hpp>
+#include <moe/expert/packed_ffn.hpp>
+#include <moe/expert/packed_fp8.hpp>
+
+#include "case.hpp"
+#include "sets.hpp"
+
+namespace {
+
+template <class W>
+using ggml_of = typename moe::detail::packed::blocks_of<W>::ggml;
+
+/// Block b dequantised by ggml's definition, written down once more.
+float value_of(moe::q8_0 const& b, int i) {
+  return static_cast<float>(b.scale) * static_cast<float>(b.value[i]);
+}
+float value_of(moe::q4_0 const& b, int i) {
+  int const n = i < 16 ? b.pair[i] & 15 : b.pair[i - 16] >> 4;
+  return static_cast<float>(b.scale) * static_cast<float>(n - 8);
+}
+
+template <class B>
+struct blocks {
+  std::vector<B> values;
+  moe::ffn_weights<B> view;
+
+  blocks(moe::ffn_shape const& shape, bool gated) {
+    auto const [P, M, H] = shape;
+    std::int64_t const each = P * M * H / 32;
+    values.resize(static_cast<std::size_t>(each * (gated ? 3 : 2)));
+    view.up = {values.data(), P, H, M / 32};
+    view.down = {values.data() + each, P, M, H / 32};
+    if (gated) view.gate = {values.data() + 2 * each, P, H, M / 32};
+  }
+  void fill(std::mt19937& random) {
+    for (B& b : values) {
+      auto* const bytes = reinterpret_cast<unsigned char*>(&b);
+      for (std::size_t i = 0; i < sizeof b; ++i) bytes[i] = static_cast<unsigned char>(random());
+      b.scale = moe::half(0.001f + 0.01f * static_cast<float>(random() % 100));
+      if constexpr (std::same_as<B, moe::q8_0>)
+        for (auto& v : b.value) v = std::max<std::int8_t>(v, -127);
+    }
+  }
+};
+
+template <class W>
+struct owned_packed {
+  moe::buffer bytes;
+  moe::packed_weights<W> view;
+  owned_packed(moe::ffn_shape const& shape, bool gated)
+      : bytes(moe::packed_bytes<W>(shape, gated)), view(bytes.data(), bytes.size(), shape, gated) {
+    std::fill_n(bytes.data(), bytes.size(), std::byte{0xff});
+  }
+};
+
+/// ggml's blocks as numbers, [in, out].
+template <class B>
+moe_test::owned_weights<float>& dequantise(blocks<B> const& from,
+                                           moe_test::owned_weights<float>& to) {
+  auto const part = [](moe::stacked_view<B> const& m, moe::stacked_view<float> const& out) {
+    for (std::int64_t p = 0; p < out.count(); ++p)
+      for (std::int64_t k = 0; k < out.rows(); ++k)
+        for (std::int64_t j = 0; j < out.cols(); ++j)
+          out[p](k, j) = value_of(m[p](j, k / 32), static_cast<int>(k % 32));
+  };
+  part(from.view.up, to.view.up);
+  part(from.view.down, to.view.down);
+  if (!from.view.gate.absent()) part(from.view.gate, to.view.gate);
+  return to;
+}
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("expert/packed_blocks: ggml's blocks there and back are the same bytes", W,
+                   moe::int8_blocks, moe::int4_blocks) {
+  std::mt19937 random(1);
+  moe::thread_team team(3);
+  for (moe::ffn_shape const& shape : {moe::ffn_shape{2, 32, 64}, {3, 96, 160}, {1, 128, 128}})
+    for (bool gated : {false, true}) {
+      blocks<ggml_of<W>> from(shape, gated), back(shape, gated);
+      from.fill(random);
+      owned_packed<W> packed(shape, gated), one_by_one(shape, gated);
+      moe::pack(team, from.view, packed.view);
+      moe::unpack(team, packed.view, back.view);
+      CHECK(std::memcmp(from.values.data(), back.values.data(),
+                        from.values.size() * sizeof(from.values[0])) == 0);
+      for (std::int64_t p = 0; p < shape.P; ++p)
+        moe::pack(moe::cpu{}, from.view.expert(p), one_by_one.view, p);
+      CHECK(std::memcmp(packed.bytes.data(), one_by_one.bytes.data(), packed.bytes.size()) == 0);
+    }
+}
+
+TEST_CASE_TEMPLATE("expert/packed_blocks: equals loops in double on every instruction set", W,
+                   moe::int8_blocks, moe::int4_blocks) {
+  std::mt19937 random(2);
+  moe::ffn_shape const shape{3, 160, 96};
+  blocks<ggml_of<W>> from(shape, true);
+  from.fill(random);
+  for (auto& b : from.values) b.scale = moe::half(static_cast<float>(b.scale) * 0.01f);
+  moe_test::owned_weights<float> numbers(shape, true, false);
+  dequantise(from, numbers);
+  owned_packed<W> packed(shape, true);
+  moe::pack(moe::cpu{}, from.view, packed.view);
+  std::int32_t const begin[] = {0, 1, 6}, used[] = {1, 5, 30};
+  std::int64_t const rows = 36;
+  auto const x = moe_test::random_values<float>(rows * shape.M, random);
+  std::vector<double> want;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    std::vector<double> const in(x.begin() + r * shape.M, x.begin() + (r + 1) * shape.M);
+    auto const y = moe_test::apply_expert(moe::swiglu{}, numbers.view,
+                                          r < 1   ? 0
+                                          : r < 6 ? 1
+                                                  : 2,
+                                          in);
+    want.insert(want.end(), y.begin(), y.end());
+  }
+  moe_test::for_each_set([&]<class Set>(Set) {
+    CAPTURE(Set::name);
+    moe::packed_ffn<moe::swiglu, W, Set> const experts{};
+    auto const run = [&](moe::cpu const& exec) {
+      moe::buffer const scratch(experts.template forward_scratch_bytes<float>(exec, shape, rows));
+      std::fill_n(scratch.data(), scratch.size(), std::byte{0xff});  // NaN
+      std::vector<float> out(x.size(), 9.0f);
+      experts.forward_rows(exec, experts.prepare(packed.view), {x, rows, shape.M}, {3, begin, used},
+                           {out, rows, shape.M}, {}, scratch);
+      return out;
+    };
+    auto const out = run(moe::cpu{});
+    double worst = 0, size = 1;
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      double const off = std::fabs(out[i] - want[i]);
+      worst = off <= worst ? worst : off;  // NaN counts
+      size = std::max(size, std::fabs(want[i]));
+    }
+    CHECK(worst < 1e-5 * size);
+    moe::thread_team team(3);
+    CHECK(run(team) == out);
+  });
+}
+
+TEST_CASE("expert/packed_blocks: fp8 with scales of 128 x 128 equals loops in double") {
+  std::mt19937 random(4);
+  moe::ffn_shape const shape{2, 200, 130};
+  auto const P = shape.P, M = shape.M, H = shape.H;
+  std::vector<moe::fp8_e4m3> bytes(static_cast<std::size_t>(3 * P * M * H));
+  for (std::size_t i = 0; i < bytes.size(); ++i)  // all that are numbers
+    bytes[i].bits = static_cast<std::uint8_t>(i * 7 % 127 | (random() & 128));
+  std::vector<float> scale_values(3 * 2 * 2 * 2);
+  for (float& v : scale_values) v = 0.0005f + 0.0001f * static_cast<float>(random() % 8);
+  moe::ffn_weights<moe::fp8_e4m3 const> source;
+  moe::ffn_weights<float const> scales;
+  moe_test::owned_weights<float> numbers(shape, true, false);
+  auto const value = [](std::uint8_t b) {  // by the definition
+    int const exponent = b >> 3 & 15, fraction = b & 7;
+    double const v =
+        exponent == 0 ? std::ldexp(fraction, -9) : std::ldexp(8 + fraction, exponent - 7 - 3);
+    return (b & 128) != 0 ? -v : v;
+  };
+  auto const part = [&](int i, std::int64_t in, std::int64_t out,
+                        moe::stacked_view<float> const& to) {
+    moe::stacked_view<moe::fp8_e4m3 const> const from(bytes.data() + i * P * M * H, P, out, in);
+    moe::stacked_view<float const> const scale(scale_values.data() + i * 8, P, 2, 2);
+    for (std::int64_t p = 0; p < P; ++p)
+      for (std::int64_t k = 0; k < in; ++k)
+        for (std::int64_t j = 0; j < out; ++j)
+          to[p](k, j) = static_cast<float>(value(from[p](j, k).bits) * scale[p](j / 128, k / 128));
+    return std::pair(from, scale);
+  };
+  std::tie(source.up, scales.up) = part(0, M, H, numbers.view.up);
+  std::tie(source.gate, scales.gate) = part(1, M, H, numbers.view.gate);
+  std::tie(source.down, scales.down) = part(2, H, M, numbers.view.down);
+  owned_packed<moe::fp8_blocks> packed(shape, true);
+  moe::pack(moe::cpu{}, source, scales, packed.view);
+
+  std::int32_t const begin[] = {0, 3}, used[] = {3, 14};
+  std::int64_t const rows = 17;
+  auto const x = moe_test::random_values<float>(rows * M, random);
+  moe_test::for_each_set([&]<class Set>(Set) {
+    CAPTURE(Set::name);
+    moe::packed_ffn<moe::swiglu, moe::fp8_blocks, Set> const experts{};
+    moe::buffer const scratch(
+        experts.template forward_scratch_bytes<float>(moe::cpu{}, shape, rows));
+    std::vector<float> out(x.size());
+    experts.forward_rows(moe::cpu{}, experts.prepare(packed.view), {x, rows, M}, {2, begin, used},
+                         {out, rows, M}, {}, scratch);
+    double worst = 0, size = 0;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      std::vector<double> const in(x.begin() + r * M, x.begin() + (r + 1) * M);
+      auto const want = moe_test::apply_expert(moe::swiglu{}, numbers.view, r < 3 ? 0 : 1, in);
+      for (std::int64_t j = 0; j < M; ++j) {
+        double const y = want[static_cast<std::size_t>(j)];
+        double const off = std::fabs(out[static_cast<std::size_t>(r * M + j)] - y);
+        worst = off <= worst ? worst : off;  // NaN counts
+        size = std::max(size, std::fabs(y));
+      }
+    }
+    CHECK(size > 0.1);
+    CHECK(worst < 1e-5 * size);
+  });
+  scales.up = {scale_values.data(), P, 1, 2};
+  CHECK_THROWS_AS(moe::pack(moe::cpu{}, source, scales, packed.view), moe::precondition_error);
+}
+
+TEST_CASE_TEMPLATE("expert/packed_blocks: quantising rounds to the nearest, in any orientation", W,
+                   moe::int8_blocks, moe::int4_blocks) {
+  std::mt19937 random(3);
+  moe::ffn_shape const shape{2, 70, 45};  // no multiples of 32
+  moe_test::owned_weights<float> const w(shape, true, false, random, 0.3);
+  std::vector<float> turned(w.values.size());
+  moe::ffn_weights<float> out_in;
+  float* next = turned.data();
+  auto const turn = [&](moe::stacked_view<float> const& m) {
+    moe::stacked_view<float> const to(next, m.count(), m.cols(), m.rows());
+    next += m.count() * m.rows() * m.cols();
+    for (std::int64_t p = 0; p < m.count(); ++p)
+      for (std::int64_t k = 0; k < m.rows(); ++k)
+        for (std::int64_t j = 0; j < m.cols(); ++j) to[p](j, k) = m[p](k, j);
+    return to;
+  };
+  out_in.up = turn(w.view.up);
+  out_in.gate = turn(w.view.gate);
+  out_in.down = turn(w.view.down);
+  owned_packed<W> packed(shape, true), again(shape, true);
+  moe::pack(moe::cpu{}, w.view, moe::orientation::in_out, packed.view);
+  moe::pack(moe::cpu{}, out_in, moe::orientation::out_in, again.view);
+  CHECK(std::memcmp(packed.bytes.data(), again.bytes.data(), packed.bytes.size()) == 0);
+
+  double error = 0, norm = 0;
+  std::int64_t seen = 0;
+  moe::detail::packed::each_column(
+      moe::cpu{}, packed.view, 0, shape.P,
+      [&](moe::detail::packed::part which, std::int64_t p, std::int64_t block, std::int64_t column,
+          W const* place, int c) {
+        auto const q = moe::detail::packed::read_column(place, c);
+        auto const& m = moe::detail::packed::matrix_of(w.view, which);
+        for (std::int64_t i = 0; i < 32; ++i) {
+          float const got = q.scale * static_cast<float>(q.value[i]);
+          if (column < 0 || block * 32 + i >= m.rows()) {
+            CHECK(got == 0.0f);
+            continue;
+          }
+          ++seen;
+          double const want = m[p](block * 32 + i, column);
+          // Half a step; a scale that was rounded, and +8 that is cut to 7, take more.
+          double const step = std::fabs(q.scale);
+          CHECK(std::fabs(got - want) <= step * (std::same_as<W, moe::int4_blocks> ? 1.01 : 0.57));
+          error += (got - want) * (got - want);
+          norm += want * want;
+        }
+      });
+  CHECK(seen == shape.P * 3 * shape.M * shape.H);
+  double const relative = std::sqrt(error / norm);
+  MESSAGE("relative error of the weights: " << relative);
+  CHECK(relative < (std::same_as<W, moe::int8_blocks> ? 0.006 : 0.1));
+  CHECK(relative > (std::same_as<W, moe::int8_blocks> ? 0.002 : 0.03));
+}
+
+TEST_CASE("expert/packed_blocks: bad input is refused with the values") {
+  moe::ffn_shape const shape{2, 64, 32}, odd{2, 60, 32};
+  blocks<moe::q8_0> const from(shape, true), ungated(shape, false);
+  owned_packed<moe::int8_blocks> packed(shape, true), uneven(odd, true);
+  auto const refuse = [](auto&& f, char const* text) {
+    try {
+      f();
+      FAIL("not refused: " << text);
+    } catch (moe::precondition_error const& e) {
+      CHECK(std::string(e.what()).find(text) != std::string::npos);
+    }
+  };
+  refuse([&] { moe::pack(moe::cpu{}, from.view, packed.view, 1); },
+         "among P; got first = 1, experts = 2, P = 2");
+  refuse([&] { moe::pack(moe::cpu{}, ungated.view, packed.view); }, "blocks are [P,H,M/32]");
+  refuse([&] { moe::pack(moe::cpu{}, from.view, uneven.view); }, "M = 60, H = 32");
+}
