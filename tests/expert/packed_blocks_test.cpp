@@ -105,8 +105,9 @@ TEST_CASE_TEMPLATE("expert/packed_blocks: ggml's blocks there and back are the s
     }
 }
 
-TEST_CASE_TEMPLATE("expert/packed_blocks: equals loops in double on every instruction set", W,
-                   moe::int8_blocks, moe::int4_blocks) {
+TEST_CASE_TEMPLATE(
+    "expert/packed_blocks: rows of float equal loops in double on every instruction set", W,
+    moe::int8_blocks, moe::int4_blocks) {
   std::mt19937 random(2);
   moe::ffn_shape const shape{3, 160, 96};
   blocks<ggml_of<W>> from(shape, true);
@@ -131,7 +132,7 @@ TEST_CASE_TEMPLATE("expert/packed_blocks: equals loops in double on every instru
   }
   moe_test::for_each_set([&]<class Set>(Set) {
     CAPTURE(Set::name);
-    moe::packed_ffn<moe::swiglu, W, Set> const experts{};
+    moe::packed_ffn<moe::swiglu, W, Set, float> const experts{};
     auto const run = [&](moe::cpu const& exec) {
       moe::buffer const scratch(experts.template forward_scratch_bytes<float>(exec, shape, rows));
       std::fill_n(scratch.data(), scratch.size(), std::byte{0xff});  // NaN

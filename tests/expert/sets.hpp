@@ -27,9 +27,9 @@ struct wide_set {
   static moe::detail::gemm::gemm_kernels<V> const& gemm() noexcept {
     return moe::detail::wide::gemm_table<V>;
   }
-  template <class W, class Activation>
-  static moe::detail::packed::kernels<W, Activation> const& packed() noexcept {
-    return moe::detail::wide::packed_table<W, Activation>;
+  template <class W, class Rows, class Activation>
+  static moe::detail::packed::kernels<W, Rows, Activation> const& packed() noexcept {
+    return moe::detail::wide::packed_table<W, Rows, Activation, moe::detail::packed::dots::floats>;
   }
 };
 

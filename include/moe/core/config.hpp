@@ -178,6 +178,16 @@ compile with -fno-associative-math"
 #define MOE_WIDEN_HALF_16(x, zero) x
 #endif
 
+// to = op(a, b) in vector registers, by the name of an instruction of x86-64: compilers do not agree on its
+// builtin. MOE_DOT adds to `to`.
+#if defined(__x86_64__)
+#define MOE_INSTRUCTION(op, to, a, b) __asm__(op " %2, %1, %0" : "=v"(to) : "v"(a), "v"(b))
+#define MOE_DOT(op, to, a, b) __asm__(op " %2, %1, %0" : "+v"(to) : "v"(a), "v"(b))
+#else
+#define MOE_INSTRUCTION(op, to, a, b) static_cast<void>(to)
+#define MOE_DOT(op, to, a, b) static_cast<void>(to)
+#endif
+
 // For kernels whose accumulators must stay in registers: they are inlined whole.
 #define MOE_ALWAYS_INLINE inline __attribute__((always_inline))
 #define MOE_INLINE_LAMBDA __attribute__((always_inline))

@@ -8,6 +8,10 @@
 #include <type_traits>
 #include <utility>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <moe/core/config.hpp>
 #include <moe/core/scalar.hpp>
 #include <moe/core/view.hpp>
@@ -25,6 +29,13 @@ using namespace gemm;
 using namespace packed;
 inline constexpr int vector_bytes = MOE_VECTOR_BYTES, registers = MOE_VECTOR_REGISTERS;
 inline constexpr bool has_f16c = MOE_VECTOR_BYTES == 64;
+#if defined(__AVX512VNNI__)
+inline constexpr dots own_dots = dots::quads;
+#elif defined(__AVX512BW__)
+inline constexpr dots own_dots = dots::pairs;
+#else
+inline constexpr dots own_dots = dots::floats;
+#endif
 }  // namespace plain
 namespace avx2 {
 using namespace gemm;
@@ -67,14 +78,28 @@ struct plain_set {
   static detail::gemm::gemm_kernels<V> const& gemm() noexcept {
     return detail::plain::gemm_table<V>;
   }
-  template <class W, class Activation>
-  static detail::packed::kernels<W, Activation> const& packed() noexcept {
-    return detail::plain::packed_table<W, Activation>;
+  template <class W, class Rows, class Activation>
+  static detail::packed::kernels<W, Rows, Activation> const& packed() noexcept {
+    return detail::plain::packed_table<W, Rows, Activation, detail::plain::own_dots>;
   }
 };
 
 #if MOE_HAS_TARGETS
-/// AVX2, FMA and F16C, whatever the flags.
+namespace detail {
+/// dpbusd without AVX-512; clang 14 has no name for it.
+inline bool has_avxvnni() noexcept {
+  static bool const has = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
+  }();
+  return has;
+}
+inline bool has_avx512vnni() noexcept {
+  return __builtin_cpu_supports("avx512vnni");
+}
+}  // namespace detail
+
+/// AVX2, FMA and F16C, whatever the flags; and AVX-VNNI where it is, which changes no bit.
 struct avx2_set {
   static constexpr char const* name = "avx2";
   static bool available() noexcept {
@@ -85,13 +110,17 @@ struct avx2_set {
   static detail::gemm::gemm_kernels<V> const& gemm() noexcept {
     return detail::avx2::gemm_table<V>;
   }
-  template <class W, class Activation>
-  static detail::packed::kernels<W, Activation> const& packed() noexcept {
-    return detail::avx2::packed_table<W, Activation>;
+  template <class W, class Rows, class Activation>
+  static detail::packed::kernels<W, Rows, Activation> const& packed() noexcept {
+    using detail::packed::dots;
+    if constexpr (std::is_same_v<Rows, int8_blocks>)
+      if (detail::has_avxvnni())
+        return detail::avx2::packed_table<W, Rows, Activation, dots::quads>;
+    return detail::avx2::packed_table<W, Rows, Activation, dots::pairs>;
   }
 };
 
-/// AVX-512 F, BW, DQ and VL, whatever the flags.
+/// AVX-512 F, BW, DQ and VL, whatever the flags; and VNNI where it is, which changes no bit.
 struct avx512_set {
   static constexpr char const* name = "avx512";
   static bool available() noexcept {
@@ -103,9 +132,13 @@ struct avx512_set {
   static detail::gemm::gemm_kernels<V> const& gemm() noexcept {
     return detail::avx512::gemm_table<V>;
   }
-  template <class W, class Activation>
-  static detail::packed::kernels<W, Activation> const& packed() noexcept {
-    return detail::avx512::packed_table<W, Activation>;
+  template <class W, class Rows, class Activation>
+  static detail::packed::kernels<W, Rows, Activation> const& packed() noexcept {
+    using detail::packed::dots;
+    if constexpr (std::is_same_v<Rows, int8_blocks>)
+      if (detail::has_avx512vnni())
+        return detail::avx512::packed_table<W, Rows, Activation, dots::quads>;
+    return detail::avx512::packed_table<W, Rows, Activation, dots::pairs>;
   }
 };
 #else
@@ -126,10 +159,10 @@ struct best_set {
         choose([](auto set) -> auto const& { return set.template gemm<V>(); });
     return best;
   }
-  template <class W, class Activation>
-  static detail::packed::kernels<W, Activation> const& packed() noexcept {
+  template <class W, class Rows, class Activation>
+  static detail::packed::kernels<W, Rows, Activation> const& packed() noexcept {
     static auto const& best =
-        choose([](auto set) -> auto const& { return set.template packed<W, Activation>(); });
+        choose([](auto set) -> auto const& { return set.template packed<W, Rows, Activation>(); });
     return best;
   }
 

@@ -106,6 +106,11 @@ quantised quantise(float const (&x)[32]) noexcept {
   return q;
 }
 
+/// Where the bits of row j are in its word of a line.
+template <class W>
+constexpr int shift_of(int j) noexcept {
+  return j % 4 * 8 + (blocks_of<W>::bits == 4 ? j % 8 / 4 * 4 : 0);
+}
 /// Column c of a block of a panel: its scale among 16 of float, then rows by lines of 16 words.
 template <class W>
 void write_column(W* block, int c, quantised const& q) noexcept {
@@ -115,7 +120,7 @@ void write_column(W* block, int c, quantised const& q) noexcept {
     std::uint32_t word = 0;
     for (int i = 0; i < in_word; ++i)
       word |= (static_cast<std::uint32_t>(q.value[line * in_word + i]) & ((1u << bits) - 1))
-              << (i * bits);
+              << shift_of<W>(i);
     std::memcpy(block + 64 * (line + 1) + 4 * c, &word, 4);
   }
 }
@@ -127,7 +132,7 @@ quantised read_column(W const* block, int c) noexcept {
   for (int j = 0; j < 32; ++j) {
     std::uint32_t word = 0;
     std::memcpy(&word, block + 64 * (j / in_word + 1) + 4 * c, 4);
-    auto const top = static_cast<std::int32_t>(word << ((in_word - 1 - j % in_word) * bits));
+    auto const top = static_cast<std::int32_t>(word << (32 - bits - shift_of<W>(j)));
     q.value[j] = static_cast<std::int8_t>(top >> (32 - bits));
   }
   return q;

@@ -25,6 +25,13 @@
 
 namespace moe::inline MOE_ABI {
 
+/// What rows may be in products with weights W: float; or, of weights in blocks of integers, integers too.
+template <class Rows, class W>
+concept packed_rows =
+    std::same_as<Rows, float> || (std::same_as<Rows, int8_blocks> && weight_blocks<W>);
+template <packable W>
+using default_rows = std::conditional_t<weight_blocks<W>, int8_blocks, float>;
+
 /// What `packed_ffn::prepare` gives: views alone.
 template <packable W>
 class prepared_packed_ffn {
@@ -32,7 +39,8 @@ class prepared_packed_ffn {
   packed_weights<W const> const& weights() const noexcept { return weights_; }
 
  private:
-  template <activation Activation, packable V, class Set>
+  template <activation Activation, packable V, class Set, class Rows>
+    requires packed_rows<Rows, V>
   friend struct packed_ffn;
   explicit prepared_packed_ffn(packed_weights<W const> const& weights) noexcept
       : weights_(weights) {}
@@ -40,7 +48,7 @@ class prepared_packed_ffn {
 };
 
 /// The experts of `ffn`, y = act(x gate + b, x up + b) down + b, over packed weights and without a
-/// backward. Tokens, sums and results are float.
+/// backward. Tokens, sums of rows and results are float.
 ///
 ///     moe::ffn_shape const shape{.P = 8, .M = 1024, .H = 2816};
 ///     moe::buffer bytes(moe::packed_bytes<moe::bf16>(shape, true));
@@ -53,9 +61,19 @@ class prepared_packed_ffn {
 /// are multiplied with up and gate, and the activation writes its results in that order, too; these are
 /// multiplied with down; each token's rows are added in the order of its choices.
 /// Deterministic: bitwise the same for any number of threads, and for a row whatever other rows there are.
-/// @tparam W    float, bf16 or half: what weights are in memory.
-/// @tparam Set  `best_set`; or one set, for the same bits on every processor that has it.
-template <activation Activation, packable W = float, class Set = best_set>
+///
+/// With weights of eight or four bits, products are of integers: each row is *quantised*, that is 32
+/// numbers that follow one another along the depth become integers of -127 to 127 with a scale of their
+/// own, tokens before the first products and act(...) before the last. It costs precision (docs/cpu.md);
+/// `Rows` = float leaves rows as they are, and is slower with many of them. A NaN or an infinity in a
+/// row makes all of the row's results NaN. Sums of 32 products are exact, so that processors with and
+/// without VNNI have the same bits.
+/// @tparam W     What weights are in memory: float, bf16, half, or blocks that share a scale.
+/// @tparam Set   `best_set`; or one set, for the same bits on every processor that has it.
+/// @tparam Rows  What tokens and act(...) are in products: float or int8_blocks.
+template <activation Activation, packable W = float, class Set = best_set,
+          class Rows = default_rows<W>>
+  requires packed_rows<Rows, W>
 struct packed_ffn {
   template <class V>
   using parameters =
@@ -126,7 +144,7 @@ struct packed_ffn {
   std::size_t forward_scratch_bytes(cpu const& exec, ffn_shape const& shape,
                                     std::int64_t max_rows) const noexcept {
     return memory_size().add<float>(max_rows * detail::spread(shape.M)).bytes() +
-           detail::packed::schedule_bytes<W>(exec, shape, max_rows);
+           detail::packed::schedule_bytes<W, Rows>(exec, shape, max_rows);
   }
   template <class V>
   std::size_t backward_scratch_bytes(cpu const&, ffn_shape const&, std::int64_t) const noexcept {
@@ -225,9 +243,9 @@ struct packed_ffn {
   void run(cpu const& exec, prepared_packed_ffn<W> const& handle, row_segments const& segments,
            std::int64_t max_rows, matrix_view<float> out, memory scratch, call_site site,
            Source const& source) const {
-    detail::packed::run_experts<W>(exec, Set::template packed<W, Activation>(), act,
-                                   handle.weights(), segments, max_rows, source, out, scratch,
-                                   site);
+    detail::packed::run_experts<W, Rows>(exec, Set::template packed<W, Rows, Activation>(), act,
+                                         handle.weights(), segments, max_rows, source, out, scratch,
+                                         site);
   }
 };
 

@@ -27,24 +27,24 @@ struct source_row {
 };
 
 /// Bytes of scratch for up to max_rows rows.
-template <class W>
+template <class W, class X>
 std::size_t schedule_bytes(cpu const& exec, ffn_shape const& shape,
                            std::int64_t max_rows) noexcept {
   std::int64_t const M = padded<W>(shape.M), H = padded<W>(shape.H);
   return memory_size()
       .add<std::int64_t>(shape.P + 1)
       .add<std::int64_t>(shape.P + 1)
-      .add<float>(max_rows * M)
-      .add<float>(max_rows * H)
-      .add<float>(exec.threads() * sum_elements)
+      .template add<row_element<X>>(max_rows * row_format<X>::size(M))
+      .template add<row_element<X>>(max_rows * row_format<X>::size(H))
+      .template add<float>(exec.threads() * (sum_elements + pending_elements))
       .bytes();
 }
 
 /// out[r] = expert of r applied to source(r), for each row r of the segments.
 ///
 /// The panels of an expert are cut into groups that depend on the number of threads; no value does.
-template <class W, class Activation, class Source>
-void run_experts(cpu const& exec, kernels<W, Activation> const& set, Activation const& act,
+template <class W, class X, class Activation, class Source>
+void run_experts(cpu const& exec, kernels<W, X, Activation> const& set, Activation const& act,
                  packed_weights<W const> const& weights, row_segments const& segments,
                  std::int64_t max_rows, Source const& source, matrix_view<float> out,
                  memory scratch, call_site site) {
@@ -52,9 +52,11 @@ void run_experts(cpu const& exec, kernels<W, Activation> const& set, Activation 
   auto* const first_row = scratch.take<std::int64_t>(P + 1, scratch_rule, site);
   auto* const first_task = scratch.take<std::int64_t>(P + 1, scratch_rule, site);
   expert_layout<W> const layout(weights.shape(), weights.gated());
-  float* const rows = scratch.take<float>(max_rows * layout.M, scratch_rule, site);
-  float* const hidden = scratch.take<float>(max_rows * layout.H, scratch_rule, site);
-  float* const sums = scratch.take<float>(exec.threads() * sum_elements, scratch_rule, site);
+  std::int64_t const M = row_format<X>::size(layout.M), H = row_format<X>::size(layout.H);
+  auto* const rows = scratch.take<row_element<X>>(max_rows * M, scratch_rule, site);
+  auto* const hidden = scratch.take<row_element<X>>(max_rows * H, scratch_rule, site);
+  float* const sums =
+      scratch.take<float>(exec.threads() * (sum_elements + pending_elements), scratch_rule, site);
 
   first_row[0] = 0;
   std::int64_t chunks = 0;
@@ -85,7 +87,7 @@ void run_experts(cpu const& exec, kernels<W, Activation> const& set, Activation 
       scale[r - first] = from.scale;
     }
     set.pack({row, scale, static_cast<int>(last - first), weights.shape().M, layout.M,
-              rows + (first_row[p] + first) * layout.M});
+              rows + (first_row[p] + first) * M});
   });
 
   // Tasks of several panels, but enough of them that threads end together.
@@ -97,32 +99,33 @@ void run_experts(cpu const& exec, kernels<W, Activation> const& set, Activation 
     gemm::task_list const tasks(P, groups, [&](int p) { return chunks_of(p).blocks; }, first_task);
     exec.each(tasks.size(), [&](std::int64_t i, int member) {
       auto const [p, chunk, which] = tasks[i];
-      panels_task<W> task{};
+      panels_task<W, X> task{};
       task.blocks = blocks_of(p);
       task.first_block = chunks_of(p).first(chunk);
       task.last_block = chunks_of(p).first(chunk + 1);
       task.first_panel = which * group;
       task.last_panel = std::min(panels, task.first_panel + group);
-      task.sums = sums + member * sum_elements;
+      task.sums = sums + member * (sum_elements + pending_elements);
+      task.pending = task.sums + sum_elements;
       fill(p, task);
     });
   };
   auto const bias = [](matrix_view<float const> all, int p) {
     return all.absent() ? nullptr : all.row(p);
   };
-  multiply(layout.input_panels, [&](int p, panels_task<W>& task) {
-    task.a = rows + first_row[p] * layout.M;
+  multiply(layout.input_panels, [&](int p, panels_task<W, X>& task) {
+    task.a = rows + first_row[p] * M;
     task.b = weights.expert(p);
     task.k = layout.M;
     task.cols = weights.shape().H;
     task.bias = bias(weights.up_bias, p);
     task.gate_bias = bias(weights.gate_bias, p);
-    task.hidden = hidden + first_row[p] * layout.H;
+    task.hidden = hidden + first_row[p] * H;
     task.hidden_k = layout.H;
     set.hidden(task, act);
   });
-  multiply(layout.M / panel_width, [&](int p, panels_task<W>& task) {
-    task.a = hidden + first_row[p] * layout.H;
+  multiply(layout.M / panel_width, [&](int p, panels_task<W, X>& task) {
+    task.a = hidden + first_row[p] * H;
     task.b = weights.expert(p) + layout.input_size;
     task.k = layout.H;
     task.cols = weights.shape().M;

@@ -49,7 +49,8 @@ struct format<int8_blocks> {
 };
 template <>
 struct format<fp8_blocks> : format<int8_blocks> {};
-/// 16 scales, then a line for each eight rows: for each column eight times four bits, from the lowest on.
+/// 16 scales, then a line for each eight rows: for each column four bytes, of which the lower halves are of
+/// the first four rows, the upper of the others.
 template <>
 struct format<int4_blocks> {
   static constexpr int depth = 32, size = 64 + 32 * panel_width / 2;
@@ -66,6 +67,27 @@ constexpr std::int64_t panel_size(std::int64_t k) noexcept {
   return k / format<W>::depth * format<W>::size;
 }
 
+/// How packed rows are stored: as numbers; or as integers of eight bits in blocks of 32, each of which has
+/// for R rows: a scale (float), what all products with weights are too great by, and eight times a word
+/// of four numbers.
+template <class X>
+struct row_format {
+  using element = float;
+  static constexpr std::int64_t size(std::int64_t k) noexcept { return k; }
+};
+template <>
+struct row_format<int8_blocks> {
+  using element = std::int32_t;
+  static constexpr int block = 10;
+  static constexpr std::int64_t size(std::int64_t k) noexcept { return k / 32 * block; }
+};
+template <class X>
+using row_element = typename row_format<X>::element;
+
+/// What multiplies integers of eight bits: float, in which their sums are exact; instructions that add two
+/// products of bytes in 16 bits (maddubs); or four in 32 bits (VNNI).
+enum class dots : std::uint8_t { floats, pairs, quads };
+
 /// Rows of one task, most; and depth of the products between which other rows have their turn, so that a
 /// panel stays in the first-level cache.
 inline constexpr std::int64_t most_rows = 252, panel_depth = 512;
@@ -73,23 +95,25 @@ inline constexpr std::int64_t most_rows = 252, panel_depth = 512;
 inline constexpr int most_panels = 4;
 /// Rows of a block, most.
 inline constexpr int most_block_rows = 12;
-/// Elements of the sums of one task.
+/// Elements of the sums of one task, and of 32 columns of its results before they become integers.
 inline constexpr std::int64_t sum_elements = most_rows * most_panels / 2 * panel_width;
+inline constexpr std::int64_t pending_elements = most_rows * 32;
 
 /// Rows of one block in the order in which tiles read them: [k / streams][streams][R].
 /// @param a  k0 columns of R rows, 0 from there to k.
+template <class X>
 struct pack_task {
   float const* const* row;
   float const* scale;  ///< [R] factors of the rows, or null
   int R;
   std::int64_t k0, k;
-  float* to;
+  row_element<X>* to;
 };
 
 /// Some blocks of one expert's packed rows times some panels of its weights.
-template <class W>
+template <class W, class X>
 struct panels_task {
-  float const* a;                  ///< of the expert's first block
+  row_element<X> const* a;         ///< of the expert's first block
   W const* b;                      ///< of panel 0
   std::int64_t k;                  ///< padded depth
   gemm::even_blocks blocks{0, 1};  ///< of the expert's rows
@@ -98,20 +122,21 @@ struct panels_task {
   std::int64_t cols;        ///< true columns of the result
   float const* bias;        ///< [cols] or null; of a gated activation: of `up`
   float const* gate_bias;   ///< [cols] or null
-  float* hidden;            ///< packed rows out, of the expert's first block
+  row_element<X>* hidden;   ///< packed rows out, of the expert's first block
   std::int64_t hidden_k;    ///< and their padded depth
   matrix_view<float> out;   ///< or rows out
   std::int32_t const* ids;  ///< and which, from first_block on
   float* sums;              ///< sum_elements
+  float* pending;           ///< pending_elements
 };
 
-/// What one instruction set does with weights W.
-template <class W, class Activation>
+/// What one instruction set does with weights W and rows X.
+template <class W, class X, class Activation>
 struct kernels {
   int block_rows;  ///< Rows of a block, most.
-  void (*pack)(pack_task const&);
-  void (*hidden)(panels_task<W> const&, Activation const&);
-  void (*down)(panels_task<W> const&);
+  void (*pack)(pack_task<X> const&);
+  void (*hidden)(panels_task<W, X> const&, Activation const&);
+  void (*down)(panels_task<W, X> const&);
 };
 
 }  // namespace moe::inline MOE_ABI::detail::packed
