@@ -112,7 +112,7 @@ struct runner {
   }
 };
 
-template <class W>
+template <class W, class Rows = moe::default_rows<W>>
 void run(benchmark::State& state, law how) {
   std::int64_t const T = state.range(4);
   auto const E = static_cast<int>(state.range(0)), K = static_cast<int>(state.range(1));
@@ -132,7 +132,7 @@ void run(benchmark::State& state, law how) {
   auto const x = moe_bench::random_floats(T * shape.M, 2);
 
   std::int64_t const rows = T * K;
-  moe::packed_ffn<moe::swiglu, W> const packed{};
+  moe::packed_ffn<moe::swiglu, W, moe::best_set, Rows> const packed{};
   runner own(exec, packed, packed.prepare(kept->packed), shape, T, rows);
   moe::ffn<moe::swiglu> const plain{.recompute = true};
   runner unpacked(exec, plain, plain.prepare(kept->weights), shape, T, rows);
@@ -214,6 +214,8 @@ int const registered = [] {
     add("half" + tail, run<moe::half>, how);
     add("int8" + tail, run<moe::int8_blocks>, how);
     add("int4" + tail, run<moe::int4_blocks>, how);
+    add("int8_rows_of_float" + tail, run<moe::int8_blocks, float>, how);
+    add("int4_rows_of_float" + tail, run<moe::int4_blocks, float>, how);
   }
   return 0;
 }();

@@ -9,6 +9,7 @@
 #include <doctest/doctest.h>
 #include <limits>
 #include <random>
+#include <string>
 #include <vector>
 
 #include <moe/core/thread_team.hpp>
@@ -319,9 +320,10 @@ TEST_CASE_TEMPLATE("expert/packed_integers: experts beside loops in double with 
       double const kept = error(run(moe::cpu{}, 0.0f), of_numbers);
       CHECK(kept < 1e-6);
       if (print)
-        MESSAGE(Set::name << ", " << (eight ? "int8" : "int4") << ": rows of integers " << all
-                          << ", of them alone " << rounding << "; rows of float "
-                          << error(run(moe::cpu{}, 0.0f), of_weights));
+        MESSAGE(std::string(Set::name)
+                << ", " << (eight ? "int8" : "int4") << ": rows of integers " << all
+                << ", of them alone " << rounding << "; rows of float "
+                << error(run(moe::cpu{}, 0.0f), of_weights));
       moe::thread_team team(3);
       CHECK(same_bits(run(team, int8_blocks{}), out));
     });

@@ -26,7 +26,7 @@ concept weight_number = std::same_as<W, float> || std::same_as<W, bf16> || std::
 /// Weights that share a scale with others; see packed_blocks.hpp.
 template <class W>
 concept weight_blocks = std::same_as<W, int8_blocks> || std::same_as<W, int4_blocks>;
-/// What packed weights may be in memory. Products are of float.
+/// What packed weights may be in memory.
 template <class W>
 concept packable = weight_number<W> || weight_blocks<W> || std::same_as<W, fp8_blocks>;
 
