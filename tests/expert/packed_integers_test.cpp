@@ -183,12 +183,13 @@ TEST_CASE_TEMPLATE("expert/packed_integers: products equal loops in double, what
                    moe::int8_blocks, moe::int4_blocks) {
   std::mt19937 random(2);
   for (moe::ffn_shape const& shape : {moe::ffn_shape{1, 70, 300}, {1, 300, 33}, {1, 40, 1100}}) {
-    auto const [P, M, H] = shape;
+    std::int64_t const M = shape.M, H = shape.H;
     moe_test::owned_weights<float> w(shape, false, true, random, 0.3);
     // The greatest products there are: all weights and numbers of a block at the end of their range.
     for (std::int64_t i = 0; i < std::min<std::int64_t>(H, 32); ++i) {
       w.view.down[0](i, 3) = -0.3f;
       w.view.down[0](i, 4) = 0.3f;
+      w.view.down[0](i, 5) = i == 0 ? -0.3f : 0.3f * 7 / 8;  // int4's 7
     }
     owned_packed<W> weights(shape, false);
     moe::pack(moe::cpu{}, w.view, moe::orientation::in_out, weights.view);
