@@ -20,13 +20,13 @@ if(MOE_NATIVE)
 endif()
 if(MOE_SANITIZE)
   list(APPEND moe_own_flags -fsanitize=${MOE_SANITIZE} -fno-sanitize-recover=all
-    -fno-omit-frame-pointer -D_GLIBCXX_ASSERTIONS)
+    -fno-omit-frame-pointer -D_GLIBCXX_ASSERTIONS -DMOE_NO_TARGETS)
   list(APPEND moe_own_link_flags -fsanitize=${MOE_SANITIZE})
 endif()
 if(MOE_COVERAGE)
   # Atomic counts, because several threads run the same line; kept inline functions, because one
   # that no test calls has to show as not covered.
-  list(APPEND moe_own_flags --coverage -fprofile-update=atomic -fkeep-inline-functions)
+  list(APPEND moe_own_flags --coverage -fprofile-update=atomic -fkeep-inline-functions -DMOE_NO_TARGETS)
   list(APPEND moe_own_link_flags --coverage)
 endif()
 

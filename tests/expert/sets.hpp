@@ -40,9 +40,11 @@ void for_each_set(F const& f) {
     if (decltype(set)::available()) f(set);
   };
   call(moe::plain_set{});
+#if MOE_HAS_TARGETS
   call(moe::avx2_set{});
   call(moe::avx512_set{});
   call(moe::best_set{});
+#endif
 #if !defined(MOE_TEST_INSTRUMENTED)  // sanitizers would take minutes to compile it
   call(wide_set{});
 #endif

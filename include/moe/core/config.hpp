@@ -143,8 +143,9 @@ compile with -fno-associative-math"
 // Between MOE_TARGET_... and MOE_TARGET_END functions are compiled for an instruction set that the flags
 // may not have, to be called where the processor has it. By pragma, because templates, lambdas and what
 // nvcc hands to g++ follow it; an attribute of functions reaches no lambda, and g++ cuts vectors of 32
-// bytes in halves before it inlines. A function of MOE_ABI, as above.
-#if defined(__x86_64__) && !defined(__AVX512F__) && !MOE_DEVICE_PASS
+// bytes in halves before it inlines. A function of MOE_ABI, as above; and of MOE_NO_TARGETS, which all of a
+// program may define to have the kernels of its flags alone: a third of the time to compile them.
+#if defined(__x86_64__) && !defined(__AVX512F__) && !MOE_DEVICE_PASS && !defined(MOE_NO_TARGETS)
 #define MOE_HAS_TARGETS 1
 #if defined(__clang__)
 #define MOE_TARGET_AVX2 \

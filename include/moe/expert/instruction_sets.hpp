@@ -142,7 +142,7 @@ struct avx512_set {
   }
 };
 #else
-// Not x86-64, or the flags have AVX-512 anyway.
+// Not x86-64, or MOE_NO_TARGETS, or the flags have AVX-512 anyway.
 using avx2_set = plain_set;
 using avx512_set = plain_set;
 #endif
