@@ -2,7 +2,9 @@
 # moe::cuda and NCCL, 2.18 or later. Read after cuda.cmake, by the build and by the installed package; by the
 # tests without CUDA for the headers alone.
 find_path(MOE_NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS} PATHS /usr/local/cuda/include)
-find_library(MOE_NCCL_LIBRARY nccl HINTS "${CUDAToolkit_LIBRARY_DIR}")
+# The toolkit's library folder may be one of links to its own libraries alone; NCCL then lies beside its header.
+find_library(MOE_NCCL_LIBRARY nccl HINTS "${CUDAToolkit_LIBRARY_DIR}" "${MOE_NCCL_INCLUDE_DIR}/.."
+  PATH_SUFFIXES lib64 lib)
 mark_as_advanced(MOE_NCCL_INCLUDE_DIR MOE_NCCL_LIBRARY)
 set(moe_nccl_version 0)
 if(MOE_NCCL_INCLUDE_DIR)

@@ -18,9 +18,12 @@
 #include <moe/expert/packed_fp8.hpp>
 
 #include "case.hpp"
+#include "owned_packed.hpp"
 #include "sets.hpp"
 
 namespace {
+
+using moe_test::owned_packed;
 
 template <class W>
 using ggml_of = typename moe::detail::packed::blocks_of<W>::ggml;
@@ -55,16 +58,6 @@ struct blocks {
       if constexpr (std::same_as<B, moe::q8_0>)
         for (auto& v : b.value) v = std::max<std::int8_t>(v, -127);
     }
-  }
-};
-
-template <class W>
-struct owned_packed {
-  moe::buffer bytes;
-  moe::packed_weights<W> view;
-  owned_packed(moe::ffn_shape const& shape, bool gated)
-      : bytes(moe::packed_bytes<W>(shape, gated)), view(bytes.data(), bytes.size(), shape, gated) {
-    std::fill_n(bytes.data(), bytes.size(), std::byte{0xff});
   }
 };
 

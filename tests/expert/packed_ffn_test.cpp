@@ -18,11 +18,13 @@
 #include <moe/layer/moe_layer.hpp>
 
 #include "case.hpp"
+#include "owned_packed.hpp"
 #include "sets.hpp"
 
 namespace {
 
 using moe::orientation;
+using moe_test::owned_packed;
 using moe_test::random_values;
 using moe_test::table_of;
 
@@ -62,17 +64,6 @@ struct source {
     view.up = part(as_float.view.up);
     view.gate = part(as_float.view.gate);
     view.down = part(as_float.view.down);
-  }
-};
-
-/// Packed weights that own their bytes, filled with garbage first.
-template <class W>
-struct owned_packed {
-  moe::buffer bytes;
-  moe::packed_weights<W> view;
-  owned_packed(moe::ffn_shape const& shape, bool gated)
-      : bytes(moe::packed_bytes<W>(shape, gated)), view(bytes.data(), bytes.size(), shape, gated) {
-    std::fill_n(bytes.data(), bytes.size(), std::byte{0xff});
   }
 };
 

@@ -11,6 +11,7 @@
 #include <moe/comm/communicator.hpp>
 #include <moe/comm/device_exchange.cuh>
 #include <moe/comm/exchange_plan.hpp>
+#include <moe/comm/hierarchical_all_to_all.hpp>
 #include <moe/comm/make_plan.hpp>
 #include <moe/comm/topology.hpp>
 #include <moe/comm/two_hop.hpp>
@@ -32,14 +33,12 @@ std::size_t hierarchical_all_to_all_scratch(topology const& ranks, std::int64_t 
                                             Path const& strategy = {},
                                             call_site site = call_site::here()) {
   std::int64_t const R = ranks.size();
-  expects(size % R == 0, "hierarchical_all_to_all: in and out of one size, a multiple of R", site,
-          {{"in", size}, {"R", R}});
+  std::int64_t const bytes = detail::expect_equal_blocks<T>(size, size, R, site);
   std::size_t most = 0;
   for (exchange_plan const& plan : make_plans(strategy, ranks, site)) {
     bound_plan blocks(plan);
     blocks.bind_equal(1, site);
-    most = std::max(most, exchange_scratch<unsigned char>(
-                              blocks, size / R * static_cast<std::int64_t>(sizeof(T))));
+    most = std::max(most, exchange_scratch<unsigned char>(blocks, bytes));
   }
   return most;
 }
@@ -62,19 +61,14 @@ outcome hierarchical_all_to_all(X const& exec, C& comm, topology const& ranks,
                                 call_site site = call_site::here()) {
   static_assert(std::is_trivially_copyable_v<T>);
   std::int64_t const R = ranks.size();
-  expects(in.size() == out.size() && in.size() % R == 0,
-          "hierarchical_all_to_all: in and out of one size, a multiple of R", site,
-          {{"in", in.size()}, {"out", out.size()}, {"R", R}});
+  std::int64_t const bytes = detail::expect_equal_blocks<T>(in.size(), out.size(), R, site);
   exchange_plan const plan = make_plan(strategy, ranks, comm.rank(), site);
   bound_plan blocks(plan);
   blocks.bind_equal(1, site);
   device_exchange exchange(exec, comm);
-  // As bytes: an all-to-all adds nothing, so T need not be a number.
-  using byte = unsigned char;
-  std::int64_t const bytes = in.size() / R * static_cast<std::int64_t>(sizeof(T));
-  return exchange.template run<byte>(blocks, {reinterpret_cast<byte const*>(in.data()), R, bytes},
-                                     {reinterpret_cast<byte*>(out.data()), R, bytes}, scratch,
-                                     until, site);
+  return exchange.template run<unsigned char>(blocks, detail::as_rows_of_bytes(in, R, bytes),
+                                              detail::as_rows_of_bytes(out, R, bytes), scratch,
+                                              until, site);
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -19,6 +19,26 @@
 
 namespace moe::inline MOE_ABI {
 
+namespace detail {
+
+/// @return Bytes of a block, of R in all.
+template <class T>
+std::int64_t expect_equal_blocks(std::int64_t in, std::int64_t out, std::int64_t R,
+                                 call_site site) {
+  expects(in == out && in % R == 0,
+          "hierarchical_all_to_all: in and out of one size, a multiple of R", site,
+          {{"in", in}, {"out", out}, {"R", R}});
+  return in / R * static_cast<std::int64_t>(sizeof(T));
+}
+/// R blocks as rows of bytes: an all-to-all adds nothing, so T need not be a number.
+template <class T>
+auto as_rows_of_bytes(vector_view<T> blocks, std::int64_t R, std::int64_t bytes) {
+  using byte = std::conditional_t<std::is_const_v<T>, unsigned char const, unsigned char>;
+  return matrix_view<byte>(reinterpret_cast<byte*>(blocks.data()), R, bytes);
+}
+
+}  // namespace detail
+
 /// As `all_to_all`, by a strategy that knows which ranks share a node: block d of this rank becomes block
 /// i of index d, where i is this rank's index in `ranks`.
 ///
@@ -37,18 +57,13 @@ outcome hierarchical_all_to_all(C& comm, topology const& ranks, vector_view<T co
                                 call_site site = call_site::here()) {
   static_assert(std::is_trivially_copyable_v<T>);
   std::int64_t const R = ranks.size();
-  expects(in.size() == out.size() && in.size() % R == 0,
-          "hierarchical_all_to_all: in and out of one size, a multiple of R", site,
-          {{"in", in.size()}, {"out", out.size()}, {"R", R}});
+  std::int64_t const bytes = detail::expect_equal_blocks<T>(in.size(), out.size(), R, site);
   exchange_plan const plan = make_plan(strategy, ranks, comm.rank(), site);
   bound_plan blocks(plan);
   blocks.bind_equal(1, site);
   rank_exchange exchange(comm);
-  // As bytes: an all-to-all adds nothing, so T need not be a number.
-  using byte = unsigned char;
-  std::int64_t const bytes = in.size() / R * static_cast<std::int64_t>(sizeof(T));
-  return exchange.template run<byte>(blocks, {reinterpret_cast<byte const*>(in.data()), R, bytes},
-                                     {reinterpret_cast<byte*>(out.data()), R, bytes}, until, site);
+  return exchange.template run<unsigned char>(blocks, detail::as_rows_of_bytes(in, R, bytes),
+                                              detail::as_rows_of_bytes(out, R, bytes), until, site);
 }
 
 }  // namespace moe::inline MOE_ABI
