@@ -76,6 +76,19 @@ constexpr double unit = std::same_as<W, float>       ? 0x1p-24
                         : std::same_as<W, moe::bf16> ? 0x1p-9
                                                      : 0x1p-12;
 
+/// Makes of what is padded with zeros what would be seen in every result.
+struct infinite_at_zero {
+  static constexpr bool gated = false;
+  template <std::floating_point V>
+  V operator()(V x) const noexcept {
+    return x == V(0) ? std::numeric_limits<V>::infinity() : x;
+  }
+  template <std::floating_point V>
+  V derivative(V) const noexcept {
+    return V(1);
+  }
+};
+
 moe::ffn_shape const shapes[] = {{3, 5, 7}, {2, 64, 64}, {4, 70, 129}, {2, 200, 40}, {1, 1, 1}};
 
 }  // namespace
@@ -209,8 +222,10 @@ TEST_CASE_TEMPLATE("expert/packed_ffn: equals loops in double on every instructi
   check(moe::relu{}, {2, 200, 40}, {3, 11}, 1, true);
   check(moe::relu{}, {1, 1, 1}, {5}, 1, true);
   check(moe::relu{}, {2, 33, 100}, {300, 1}, 1, false);
-  if constexpr (std::same_as<W, float>)  // the activation does not see the weights' type
+  if constexpr (std::same_as<W, float>) {  // the activation does not see the weights' type
     check(moe::clamped_swiglu{}, {1, 30, 70}, {5}, 1, true);
+    check(infinite_at_zero{}, {2, 33, 100}, {3, 14}, 1, false);
+  }
   check(moe::swiglu{}, {9, 40, 48}, {1, 2, 3, 4, 5, 6, 8, 9, 10}, 1, true);
   check(moe::swiglu{}, {2, 600, 20}, {14, 3}, 1, false);
 }
