@@ -42,8 +42,8 @@ std::size_t schedule_bytes(cpu const& exec, ffn_shape const& shape,
   return memory_size()
       .add<std::int64_t>(shape.P + 1)
       .add<std::int64_t>(shape.P + 1)
-      .template add<row_element<X>>(max_rows * row_format<X>::size(M))
-      .template add<row_element<X>>(max_rows * row_format<X>::size(H))
+      .template add<row_element<X>>(max_rows * row_layout<X>::size(M))
+      .template add<row_element<X>>(max_rows * row_layout<X>::size(H))
       .template add<float>(exec.threads() * (sum_elements + pending_elements))
       .template add<float>(wide_elements<S>(exec, shape.M))
       .bytes();
@@ -62,7 +62,7 @@ void run_experts(cpu const& exec, kernels<W, X, Activation> const& set, Activati
   auto* const first_row = scratch.take<std::int64_t>(P + 1, scratch_rule, site);
   auto* const first_task = scratch.take<std::int64_t>(P + 1, scratch_rule, site);
   expert_layout<W> const layout(weights.shape(), weights.gated());
-  std::int64_t const M = row_format<X>::size(layout.M), H = row_format<X>::size(layout.H);
+  std::int64_t const M = row_layout<X>::size(layout.M), H = row_layout<X>::size(layout.H);
   auto* const rows = scratch.take<row_element<X>>(max_rows * M, scratch_rule, site);
   auto* const hidden = scratch.take<row_element<X>>(max_rows * H, scratch_rule, site);
   float* const sums =

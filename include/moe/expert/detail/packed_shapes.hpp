@@ -71,18 +71,18 @@ constexpr std::int64_t panel_size(std::int64_t k) noexcept {
 /// for R rows: a scale (float), what all products with weights are too great by, and eight times a word
 /// of four numbers.
 template <class X>
-struct row_format {
+struct row_layout {
   using element = float;
   static constexpr std::int64_t size(std::int64_t k) noexcept { return k; }
 };
 template <>
-struct row_format<int8_blocks> {
+struct row_layout<int8_blocks> {
   using element = std::int32_t;
   static constexpr int block = 10;
   static constexpr std::int64_t size(std::int64_t k) noexcept { return k / 32 * block; }
 };
 template <class X>
-using row_element = typename row_format<X>::element;
+using row_element = typename row_layout<X>::element;
 
 /// What multiplies integers of eight bits: float, in which their sums are exact; instructions that add two
 /// products of bytes in 16 bits (maddubs); or four in 32 bits (VNNI).
