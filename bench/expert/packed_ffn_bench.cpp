@@ -90,29 +90,35 @@ struct batch {
   }
 };
 
-/// Everything that one forward needs; `run` is one.
-template <class Experts, class Handle>
+/// Everything that one forward of tokens of S needs; `run` is one.
+template <class S, class Experts, class Handle>
 struct runner {
   Experts experts;
   Handle handle;
   moe::buffer scratch;
-  std::vector<float> out;
+  std::vector<S> out;
 
   runner(moe::cpu const& exec, Experts const& e, Handle const& h, moe::ffn_shape const& shape,
          std::int64_t T, std::int64_t rows)
       : experts(e),
         handle(h),
-        scratch(e.template forward_scratch_bytes<float>(exec, shape, rows)),
+        scratch(e.template forward_scratch_bytes<S>(exec, shape, rows)),
         out(static_cast<std::size_t>(T * shape.M)) {}
-  void run(moe::cpu const& exec, batch const& b, std::vector<float> const& x) {
+  void run(moe::cpu const& exec, batch const& b, std::vector<S> const& x) {
     std::int64_t const T = b.table.T, M = static_cast<std::int64_t>(out.size()) / T;
-    experts.forward(exec, handle, moe::matrix_view<float const>(x, T, M), b.table,
-                    moe::vector_view<float const>(b.routing.weight, T * b.table.K),
-                    moe::matrix_view<float>(out, T, M), moe::memory(), scratch);
+    experts.template forward<S>(exec, handle, moe::matrix_view<S const>(x, T, M), b.table,
+                                moe::vector_view<float const>(b.routing.weight, T * b.table.K),
+                                moe::matrix_view<S>(out, T, M), moe::memory(), scratch);
   }
 };
+template <class S, class Experts, class Handle>
+runner<S, Experts, Handle> make_runner(moe::cpu const& exec, Experts const& experts,
+                                       Handle const& handle, moe::ffn_shape const& shape,
+                                       std::int64_t T, std::int64_t rows) {
+  return {exec, experts, handle, shape, T, rows};
+}
 
-template <class W, class Rows = moe::default_rows<W>>
+template <class W, class Rows = moe::default_rows<W>, class S = float>
 void run(benchmark::State& state, law how) {
   std::int64_t const T = state.range(4);
   auto const E = static_cast<int>(state.range(0)), K = static_cast<int>(state.range(1));
@@ -130,22 +136,24 @@ void run(benchmark::State& state, law how) {
   for (std::uint32_t i = 0; i < (T < 32 ? 8 : 1); ++i)
     batches.push_back(std::make_unique<batch>(exec, T, K, E, how, i + 1));
   auto const x = moe_bench::random_floats(T * shape.M, 2);
+  std::vector<S> tokens(x.size());
+  for (std::size_t i = 0; i < x.size(); ++i) tokens[i] = static_cast<S>(x[i]);
 
   std::int64_t const rows = T * K;
   moe::packed_ffn<moe::swiglu, W, moe::best_set, Rows> const packed{};
-  runner own(exec, packed, packed.prepare(kept->packed), shape, T, rows);
+  auto own = make_runner<S>(exec, packed, packed.prepare(kept->packed), shape, T, rows);
   moe::ffn<moe::swiglu> const plain{.recompute = true};
-  runner unpacked(exec, plain, plain.prepare(kept->weights), shape, T, rows);
+  auto unpacked = make_runner<float>(exec, plain, plain.prepare(kept->weights), shape, T, rows);
 #if defined(MOE_BENCH_CBLAS)
   moe::ffn<moe::swiglu, moe::cblas_gemm> const blas{.recompute = true};
-  runner by_cblas(exec, blas, blas.prepare(kept->weights), shape, T, rows);
+  auto by_cblas = make_runner<float>(exec, blas, blas.prepare(kept->weights), shape, T, rows);
 #endif
-  own.run(exec, *batches[0], x);
+  own.run(exec, *batches[0], tokens);
   unpacked.run(exec, *batches[0], x);
   double norm = 0, off = 0;
   for (std::size_t i = 0; i < own.out.size(); ++i) {
     norm += double(unpacked.out[i]) * unpacked.out[i];
-    off += std::pow(double(own.out[i]) - unpacked.out[i], 2);
+    off += std::pow(static_cast<float>(own.out[i]) - double(unpacked.out[i]), 2);
   }
   if (!(std::sqrt(off / norm) < tolerance<W>)) return state.SkipWithError("wrong result");
 
@@ -160,7 +168,7 @@ void run(benchmark::State& state, law how) {
   std::int64_t const steps = 500000;
   for (auto _ : state) {
     auto const& b = *batches[round++ % batches.size()];
-    state.SetIterationTime(own_times.take([&] { own.run(exec, b, x); }));
+    state.SetIterationTime(own_times.take([&] { own.run(exec, b, tokens); }));
     flop = 6.0 * double(b.table.counts->rows) * double(shape.M) * double(shape.H);
     bytes += double(b.active) * expert_bytes;
     unpacked_times.take([&] { unpacked.run(exec, b, x); });
@@ -211,6 +219,7 @@ int const registered = [] {
     std::string const tail = how == law::uniform ? "/uniform" : "/zipf";
     add("float" + tail, run<float>, how);
     add("bf16" + tail, run<moe::bf16>, how);
+    add("bf16_tokens_of_bf16" + tail, run<moe::bf16, float, moe::bf16>, how);
     add("half" + tail, run<moe::half>, how);
     add("int8" + tail, run<moe::int8_blocks>, how);
     add("int4" + tail, run<moe::int4_blocks>, how);

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <doctest/doctest.h>
+#include <limits>
 #include <random>
 #include <string>
 #include <tuple>
@@ -20,6 +21,7 @@
 #include "case.hpp"
 #include "owned_packed.hpp"
 #include "sets.hpp"
+#include "support/worse.hpp"
 
 namespace {
 
@@ -76,6 +78,57 @@ moe_test::owned_weights<float>& dequantise(blocks<B> const& from,
   if (!from.view.gate.absent()) part(from.view.gate, to.view.gate);
   return to;
 }
+
+/// fp8 e4m3fn by its definition.
+double value_of_fp8(int code) {
+  int const exponent = code >> 3 & 15, fraction = code & 7;
+  if ((code & 127) == 127) return std::numeric_limits<double>::quiet_NaN();
+  double const v =
+      exponent == 0 ? std::ldexp(fraction, -9) : std::ldexp(8 + fraction, exponent - 7 - 3);
+  return code < 128 ? v : -v;
+}
+
+/// One expert of fp8 without a gate. Its hidden row is the token: up is the identity.
+struct fp8_identity {
+  std::int64_t n;
+  std::vector<moe::fp8_e4m3> up, down;
+  std::vector<float> scale;
+  moe::ffn_shape shape{1, n, n};
+  owned_packed<moe::fp8_blocks> packed;
+
+  fp8_identity(std::int64_t width, float down_scale)
+      : n(width),
+        up(static_cast<std::size_t>(n * n), moe::fp8_e4m3{0}),
+        down(up),
+        scale(static_cast<std::size_t>((n + 127) / 128 * ((n + 127) / 128)), down_scale),
+        packed(shape, false) {
+    for (std::int64_t i = 0; i < n; ++i) at(up, i, i) = 0x38;
+  }
+  std::uint8_t& at(std::vector<moe::fp8_e4m3>& m, std::int64_t column, std::int64_t k) const {
+    return m[static_cast<std::size_t>(column * n + k)].bits;
+  }
+  /// Results of the tokens with a single 1, one for each place: [n,n].
+  template <class Set>
+  std::vector<float> run(Set) {
+    std::vector<float> const ones(scale.size(), 1.0f);
+    moe::ffn_weights<moe::fp8_e4m3 const> source;
+    moe::ffn_weights<float const> scales;
+    std::int64_t const s = (n + 127) / 128;
+    source.up = {up.data(), 1, n, n};
+    source.down = {down.data(), 1, n, n};
+    scales.up = {ones.data(), 1, s, s};
+    scales.down = {scale.data(), 1, s, s};
+    moe::pack(moe::cpu{}, source, scales, packed.view);
+    moe::packed_ffn<moe::relu, moe::fp8_blocks, Set> const experts{};
+    moe::buffer const scratch(experts.template forward_scratch_bytes<float>(moe::cpu{}, shape, n));
+    std::vector<float> x(static_cast<std::size_t>(n * n)), out(x.size(), 9.0f);
+    for (std::int64_t i = 0; i < n; ++i) x[static_cast<std::size_t>(i * n + i)] = 1;
+    std::int32_t const begin = 0, used = static_cast<std::int32_t>(n);
+    experts.forward_rows(moe::cpu{}, experts.prepare(packed.view), {x, n, n}, {1, &begin, &used},
+                         {out, n, n}, {}, scratch);
+    return out;
+  }
+};
 
 }  // namespace
 
@@ -138,7 +191,7 @@ TEST_CASE_TEMPLATE(
     double worst = 0, size = 1;
     for (std::size_t i = 0; i < out.size(); ++i) {
       double const off = std::fabs(out[i] - want[i]);
-      worst = off <= worst ? worst : off;  // NaN counts
+      worst = moe_test::worse(worst, off);
       size = std::max(size, std::fabs(want[i]));
     }
     CHECK(worst < 1e-5 * size);
@@ -159,12 +212,6 @@ TEST_CASE("expert/packed_blocks: fp8 with scales of 128 x 128 equals loops in do
   moe::ffn_weights<moe::fp8_e4m3 const> source;
   moe::ffn_weights<float const> scales;
   moe_test::owned_weights<float> numbers(shape, true, false);
-  auto const value = [](std::uint8_t b) {  // by the definition
-    int const exponent = b >> 3 & 15, fraction = b & 7;
-    double const v =
-        exponent == 0 ? std::ldexp(fraction, -9) : std::ldexp(8 + fraction, exponent - 7 - 3);
-    return (b & 128) != 0 ? -v : v;
-  };
   auto const part = [&](int i, std::int64_t in, std::int64_t out,
                         moe::stacked_view<float> const& to) {
     moe::stacked_view<moe::fp8_e4m3 const> const from(bytes.data() + i * P * M * H, P, out, in);
@@ -172,7 +219,8 @@ TEST_CASE("expert/packed_blocks: fp8 with scales of 128 x 128 equals loops in do
     for (std::int64_t p = 0; p < P; ++p)
       for (std::int64_t k = 0; k < in; ++k)
         for (std::int64_t j = 0; j < out; ++j)
-          to[p](k, j) = static_cast<float>(value(from[p](j, k).bits) * scale[p](j / 128, k / 128));
+          to[p](k, j) =
+              static_cast<float>(value_of_fp8(from[p](j, k).bits) * scale[p](j / 128, k / 128));
     return std::pair(from, scale);
   };
   std::tie(source.up, scales.up) = part(0, M, H, numbers.view.up);
@@ -199,7 +247,7 @@ TEST_CASE("expert/packed_blocks: fp8 with scales of 128 x 128 equals loops in do
       for (std::int64_t j = 0; j < M; ++j) {
         double const y = want[static_cast<std::size_t>(j)];
         double const off = std::fabs(out[static_cast<std::size_t>(r * M + j)] - y);
-        worst = off <= worst ? worst : off;  // NaN counts
+        worst = moe_test::worse(worst, off);
         size = std::max(size, std::fabs(y));
       }
     }
@@ -208,6 +256,54 @@ TEST_CASE("expert/packed_blocks: fp8 with scales of 128 x 128 equals loops in do
   });
   scales.up = {scale_values.data(), P, 1, 2};
   CHECK_THROWS_AS(moe::pack(moe::cpu{}, source, scales, packed.view), moe::precondition_error);
+}
+
+TEST_CASE("expert/packed_blocks: each code of fp8 is its number, at each place of a block") {
+  fp8_identity of(256, 0x1p-3f);
+  auto const code = [](std::int64_t column, std::int64_t k) {
+    auto const c = static_cast<int>((column + k) % 256);
+    return (c & 127) == 127 ? 0 : c;  // a NaN would be all of its column
+  };
+  for (std::int64_t j = 0; j < of.n; ++j)
+    for (std::int64_t k = 0; k < of.n; ++k)
+      of.at(of.down, j, k) = static_cast<std::uint8_t>(code(j, k));
+  moe_test::for_each_set([&]<class Set>(Set set) {
+    CAPTURE(Set::name);
+    auto const out = of.run(set);
+    int wrong = 0;
+    for (std::int64_t r = 0; r < of.n; ++r)
+      for (std::int64_t j = 0; j < of.n; ++j)
+        wrong += out[static_cast<std::size_t>(r * of.n + j)] != value_of_fp8(code(j, r)) * 0x1p-3
+                     ? 1
+                     : 0;
+    CHECK(wrong == 0);
+  });
+}
+
+TEST_CASE("expert/packed_blocks: a NaN of fp8 makes its column NaN, and no other") {
+  std::int64_t const n = 90;  // no multiple of a block
+  for (int const nan : {0x7f, 0xff})
+    for (auto const& at : {std::pair(0, 0), std::pair(37, 31), std::pair(89, 89)}) {
+      std::int64_t const column = at.first, k = at.second;
+      fp8_identity of(n, 1);
+      for (std::size_t i = 0; i < of.down.size(); ++i)
+        of.down[i].bits = static_cast<std::uint8_t>(i * 7 % 127);
+      moe_test::for_each_set([&]<class Set>(Set set) {
+        CAPTURE(Set::name);
+        auto& place = of.at(of.down, column, k);
+        auto const was = std::exchange(place, static_cast<std::uint8_t>(nan));
+        auto const out = of.run(set);
+        place = was;
+        int wrong = 0;
+        for (std::int64_t r = 0; r < n; ++r)
+          for (std::int64_t j = 0; j < n; ++j) {
+            float const y = out[static_cast<std::size_t>(r * n + j)];
+            wrong +=
+                (j == column ? std::isnan(y) : y == value_of_fp8(of.at(of.down, j, r))) ? 0 : 1;
+          }
+        CHECK(wrong == 0);
+      });
+    }
 }
 
 TEST_CASE_TEMPLATE("expert/packed_blocks: quantising rounds to the nearest, in any orientation", W,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -18,6 +19,7 @@
 #include <moe/expert/activation.hpp>
 #include <moe/expert/detail/ffn_passes.hpp>
 #include <moe/expert/detail/packed_schedule.hpp>
+#include <moe/expert/detail/packed_tokens.hpp>
 #include <moe/expert/instruction_sets.hpp>
 #include <moe/expert/packed_weights.hpp>
 #include <moe/expert/segments.hpp>
@@ -48,7 +50,8 @@ class prepared_packed_ffn {
 };
 
 /// The experts of `ffn`, y = act(x gate + b, x up + b) down + b, over packed weights and without a
-/// backward. Tokens, sums of rows and results are float.
+/// backward. Products and sums are of float; so are tokens and results, or else bf16 or half, which are widened
+/// as they are gathered, and rounded once at the end: `experts.forward<moe::bf16>(...)`.
 ///
 ///     moe::ffn_shape const shape{.P = 8, .M = 1024, .H = 2816};
 ///     moe::buffer bytes(moe::packed_bytes<moe::bf16>(shape, true));
@@ -95,7 +98,7 @@ struct packed_ffn {
   template <class V>
   parameters<V> carve(V* data, ffn_shape const& shape, bool bias,
                       call_site site = call_site::here()) const {
-    static_assert(std::is_same_v<std::remove_const_t<V>, float>, "packed_ffn: tokens are float");
+    static_assert(std::is_same_v<std::remove_const_t<V>, float>, "packed_ffn: arrays are of float");
     std::size_t const bytes = packed_bytes<W>(shape, gated);
     memory from(const_cast<float*>(data), bytes + memory::alignment);
     data = from.take<float>(static_cast<std::int64_t>(bytes / sizeof(float)), "packed_ffn::carve",
@@ -139,12 +142,13 @@ struct packed_ffn {
   std::size_t saved_bytes(ffn_shape const&, std::int64_t) const noexcept {
     return 0;
   }
+  /// @tparam S        What tokens are.
   /// @param max_rows  routing_table::max_rows, or the rows of the views given to forward_rows.
-  template <class V>
+  template <class S>
   std::size_t forward_scratch_bytes(cpu const& exec, ffn_shape const& shape,
                                     std::int64_t max_rows) const noexcept {
     return memory_size().add<float>(max_rows * detail::spread(shape.M)).bytes() +
-           detail::packed::schedule_bytes<W, Rows>(exec, shape, max_rows);
+           detail::packed::schedule_bytes<W, Rows, S>(exec, shape, max_rows);
   }
   template <class V>
   std::size_t backward_scratch_bytes(cpu const&, ffn_shape const&, std::int64_t) const noexcept {
@@ -153,14 +157,16 @@ struct packed_ffn {
 
   /// out[r] = expert of r applied to rows[r], for each row of the segments. No router weights.
   ///
+  /// @tparam S       float, bf16 or half.
   /// @param rows     [N,M]; rows outside the segments are not read.
   /// @param out      [N,M] out, may be `rows` itself; rows outside the segments are not written.
-  /// @param scratch  forward_scratch_bytes(exec, shape, N).
+  /// @param scratch  forward_scratch_bytes<S>(exec, shape, N).
   /// @throws precondition_error if shapes disagree or memory is too small.
   /// @note  Allocates nothing.
+  template <weight_number S = float>
   void forward_rows(cpu const& exec, prepared_packed_ffn<W> const& handle,
-                    matrix_view<float const> rows, row_segments const& segments,
-                    matrix_view<float> out, memory /*saved*/, memory scratch,
+                    matrix_view<std::type_identity_t<S> const> rows, row_segments const& segments,
+                    matrix_view<std::type_identity_t<S>> out, memory /*saved*/, memory scratch,
                     call_site site = call_site::here()) const {
     ffn_shape const& shape = handle.weights().shape();
     expects(rows.cols() == shape.M && out.cols() == shape.M && rows.rows() == out.rows() &&
@@ -173,24 +179,34 @@ struct packed_ffn {
              {"segments.experts", segments.experts},
              {"P", shape.P},
              {"M", shape.M}});
-    run(exec, handle, segments, rows.rows(), out, scratch, site,
-        [&](std::int64_t r) { return detail::packed::source_row{rows.row(r), 1.0f}; });
+    auto const source = [&](std::int64_t r) {
+      return detail::packed::source_row<S>{rows.row(r), 1.0f};
+    };
+    if constexpr (std::same_as<S, float>) {
+      run<S>(exec, handle, segments, rows.rows(), out, scratch, site, source);
+    } else {
+      auto const wide = take_rows(scratch, rows.rows(), shape.M, site);
+      run<S>(exec, handle, segments, rows.rows(), wide, scratch, site, source);
+      detail::packed::round_rows<S>(exec, segments, wide, out);
+    }
   }
 
   /// out[t] = the sum of weight[i] * expert(tokens[t]) over the pairs i of token t that have a row, plus
   /// weight[i] * tokens[t] for pairs at copy experts; see `combine`.
   ///
+  /// @tparam S       float, bf16 or half.
   /// @param tokens   [T,M]
   /// @param table    Filled by build_table, P = the experts of the handle.
   /// @param weight   One value for each pair.
   /// @param out      [T,M] out.
-  /// @param scratch  forward_scratch_bytes(exec, shape, table.max_rows).
+  /// @param scratch  forward_scratch_bytes<S>(exec, shape, table.max_rows).
   /// @throws precondition_error if shapes disagree or memory is too small.
   /// @note  Allocates nothing.
+  template <weight_number S = float>
   void forward(cpu const& exec, prepared_packed_ffn<W> const& handle,
-               matrix_view<float const> tokens, routing_table const& table,
-               vector_view<float const> weight, matrix_view<float> out, memory /*saved*/,
-               memory scratch, call_site site = call_site::here()) const {
+               matrix_view<std::type_identity_t<S> const> tokens, routing_table const& table,
+               vector_view<float const> weight, matrix_view<std::type_identity_t<S>> out,
+               memory /*saved*/, memory scratch, call_site site = call_site::here()) const {
     ffn_shape const& shape = handle.weights().shape();
     expects(shape.P == table.P && tokens.cols() == shape.M && tokens.rows() == table.T,
             "packed_ffn: the table has P experts, tokens are [T,M]", site,
@@ -205,16 +221,17 @@ struct packed_ffn {
     expects(!weights_before || table.counts->uncomputed == 0,
             "packed_ffn: weights before the experts need experts that are all computed", site,
             {{"uncomputed", table.counts->uncomputed}});
-    std::int64_t const ld = detail::spread(shape.M);
-    matrix_view<float> const rows(
-        scratch.take<float>(table.max_rows * ld, detail::packed::scratch_rule, site),
-        table.max_rows, shape.M, ld);
-    run(exec, handle, table, table.max_rows, rows, scratch, site, [&](std::int64_t r) {
+    auto const rows = take_rows(scratch, table.max_rows, shape.M, site);
+    run<S>(exec, handle, table, table.max_rows, rows, scratch, site, [&](std::int64_t r) {
       std::int64_t const pair = table.pair_of[r];
-      return detail::packed::source_row{tokens.row(token_of(table, pair)),
-                                        weights_before ? weight[pair] : 1.0f};
+      return detail::packed::source_row<S>{tokens.row(token_of(table, pair)),
+                                           weights_before ? weight[pair] : 1.0f};
     });
-    if (weights_before)
+    if constexpr (!std::same_as<S, float>)
+      detail::packed::combine_rounded<S>(exec, rows, table,
+                                         weights_before ? vector_view<float const>() : weight,
+                                         tokens, out, site);
+    else if (weights_before)
       combine<float>(exec, rows, table, out, update::assign, site);
     else
       combine<float>(exec, rows, table, weight, tokens, out, update::assign, site);
@@ -239,13 +256,18 @@ struct packed_ffn {
            table.token_begin - 1;
   }
 
-  template <class Source>
+  static matrix_view<float> take_rows(memory& scratch, std::int64_t rows, std::int64_t M,
+                                      call_site site) {
+    return detail::take_rows<float>(scratch, rows, M, detail::packed::scratch_rule, site);
+  }
+
+  template <class S, class Source>
   void run(cpu const& exec, prepared_packed_ffn<W> const& handle, row_segments const& segments,
            std::int64_t max_rows, matrix_view<float> out, memory scratch, call_site site,
            Source const& source) const {
-    detail::packed::run_experts<W, Rows>(exec, Set::template packed<W, Rows, Activation>(), act,
-                                         handle.weights(), segments, max_rows, source, out, scratch,
-                                         site);
+    detail::packed::run_experts<W, Rows, S>(exec, Set::template packed<W, Rows, Activation>(), act,
+                                            handle.weights(), segments, max_rows, source, out,
+                                            scratch, site);
   }
 };
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include <moe/core/config.hpp>
 #include <moe/core/cpu.hpp>
@@ -20,14 +21,18 @@ struct detail::packed::blocks_of<fp8_blocks> {
   static constexpr int bits = 8;
 };
 
-/// A number of eight bits: sign, four of exponent, three of precision (e4m3, without infinities).
+/// A number of eight bits: sign, four of exponent, three of precision (e4m3, without infinities). All ones
+/// behind the sign are a NaN.
 struct fp8_e4m3 {
   std::uint8_t bits;
 };
 
 /// Packs fp8 weights with a scale for each block of 128 x 128, as DeepSeek-V3's checkpoints have them.
 ///
-/// @param source  `[out, in]`: up and gate [P,H,M], down [P,M,H]. A NaN among them is taken for 480.
+/// A NaN among the weights makes all results of its column NaN, as in any product: its block of 32 is given a
+/// scale that is NaN, so that kernels need not look for it.
+///
+/// @param source  `[out, in]`: up and gate [P,H,M], down [P,M,H].
 /// @param scales  What blocks are multiplied by ("scale_inv"): up and gate [P, H/128, M/128], down [P,
 ///                M/128, H/128], rounded up.
 /// @throws precondition_error if shapes disagree.
@@ -55,8 +60,11 @@ inline void pack(cpu const& exec, ffn_weights<fp8_e4m3 const> const& source,
                 auto const& m = matrix_of(source, which);
                 if (column >= 0 && block * 32 < m.cols()) {
                   q.scale = matrix_of(scales, which)[p](column / 128, block / 4);
-                  for (std::int64_t i = 0; i < 32 && block * 32 + i < m.cols(); ++i)
-                    q.value[i] = static_cast<std::int8_t>(m[p](column, block * 32 + i).bits);
+                  for (std::int64_t i = 0; i < 32 && block * 32 + i < m.cols(); ++i) {
+                    std::uint8_t const bits = m[p](column, block * 32 + i).bits;
+                    if ((bits & 0x7f) == 0x7f) q.scale = std::numeric_limits<float>::quiet_NaN();
+                    q.value[i] = static_cast<std::int8_t>(bits);
+                  }
                 }
                 write_column(place, c, q);
               });

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include <moe/core/config.hpp>
 #include <moe/core/cpu.hpp>
@@ -21,13 +22,20 @@ namespace moe::inline MOE_ABI::detail::packed {
 inline constexpr char const* scratch_rule = "packed_ffn: scratch >= forward_scratch_bytes";
 
 /// Where a row comes from, and what it is multiplied by.
+template <class S>
 struct source_row {
-  float const* data;
+  S const* data;
   float scale;
 };
 
-/// Bytes of scratch for up to max_rows rows.
-template <class W, class X>
+/// Elements for the rows of the blocks that are being gathered, if they have to be widened.
+template <class S>
+std::int64_t wide_elements(cpu const& exec, std::int64_t M) noexcept {
+  return std::is_same_v<S, float> ? 0 : exec.threads() * most_block_rows * M;
+}
+
+/// Bytes of scratch for up to max_rows rows of S.
+template <class W, class X, class S>
 std::size_t schedule_bytes(cpu const& exec, ffn_shape const& shape,
                            std::int64_t max_rows) noexcept {
   std::int64_t const M = padded<W>(shape.M), H = padded<W>(shape.H);
@@ -37,13 +45,15 @@ std::size_t schedule_bytes(cpu const& exec, ffn_shape const& shape,
       .template add<row_element<X>>(max_rows * row_layout<X>::size(M))
       .template add<row_element<X>>(max_rows * row_layout<X>::size(H))
       .template add<float>(exec.threads() * (sum_elements + pending_elements))
+      .template add<float>(wide_elements<S>(exec, shape.M))
       .bytes();
 }
 
 /// out[r] = expert of r applied to source(r), for each row r of the segments.
 ///
 /// The panels of an expert are cut into groups that depend on the number of threads; no value does.
-template <class W, class X, class Activation, class Source>
+/// @param source  Gives a source_row<S>.
+template <class W, class X, class S, class Activation, class Source>
 void run_experts(cpu const& exec, kernels<W, X, Activation> const& set, Activation const& act,
                  packed_weights<W const> const& weights, row_segments const& segments,
                  std::int64_t max_rows, Source const& source, matrix_view<float> out,
@@ -57,6 +67,8 @@ void run_experts(cpu const& exec, kernels<W, X, Activation> const& set, Activati
   auto* const hidden = scratch.take<row_element<X>>(max_rows * H, scratch_rule, site);
   float* const sums =
       scratch.take<float>(exec.threads() * (sum_elements + pending_elements), scratch_rule, site);
+  std::int64_t const cols = weights.shape().M;
+  float* const wide = scratch.take<float>(wide_elements<S>(exec, cols), scratch_rule, site);
 
   first_row[0] = 0;
   std::int64_t chunks = 0;
@@ -75,18 +87,24 @@ void run_experts(cpu const& exec, kernels<W, X, Activation> const& set, Activati
           {{"rows", first_row[P]}, {"N", max_rows}});
 
   gemm::task_list const blocks(P, 1, [&](int p) { return blocks_of(p).blocks; }, first_task);
-  exec.each(blocks.size(), [&](std::int64_t i, int) {
+  exec.each(blocks.size(), [&](std::int64_t i, int member) {
     auto const [p, block, unused] = blocks[i];
     std::int64_t const first = blocks_of(p).first(block), last = blocks_of(p).first(block + 1);
     float const* row[most_block_rows];
     float scale[most_block_rows];
     row_cursor ids(segments, p, first);
     for (std::int64_t r = first; r < last; ++r) {
-      source_row const from = source(ids.next());
-      row[r - first] = from.data;
+      source_row<S> const from = source(ids.next());
+      if constexpr (std::is_same_v<S, float>) {
+        row[r - first] = from.data;
+      } else {
+        float* const to = wide + (member * most_block_rows + r - first) * cols;
+        for (std::int64_t k = 0; k < cols; ++k) to[k] = static_cast<float>(from.data[k]);
+        row[r - first] = to;
+      }
       scale[r - first] = from.scale;
     }
-    set.pack({row, scale, static_cast<int>(last - first), weights.shape().M, layout.M,
+    set.pack({row, scale, static_cast<int>(last - first), cols, layout.M,
               rows + (first_row[p] + first) * M});
   });
 
