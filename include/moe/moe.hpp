@@ -69,6 +69,7 @@
 #include <moe/expert/packed_blocks.hpp>
 #include <moe/expert/packed_ffn.hpp>
 #include <moe/expert/packed_fp8.hpp>
+#include <moe/expert/packed_int8.hpp>
 #include <moe/expert/packed_weights.hpp>
 #include <moe/expert/segments.hpp>
 #include <moe/expert/slice.hpp>

@@ -17,6 +17,7 @@
 #include <moe/expert/packed_blocks.hpp>
 #include <moe/expert/packed_ffn.hpp>
 #include <moe/expert/packed_fp8.hpp>
+#include <moe/expert/packed_int8.hpp>
 
 #include "case.hpp"
 #include "owned_packed.hpp"
@@ -200,6 +201,98 @@ TEST_CASE_TEMPLATE(
   });
 }
 
+namespace {
+
+/// Rows of float through two packed experts on every instruction set, beside loops in double over the
+/// numbers that their bits stand for.
+template <class W>
+void check_against_loops(owned_packed<W> const& packed,
+                         moe_test::owned_weights<float> const& numbers, moe::ffn_shape const& shape,
+                         std::mt19937& random) {
+  std::int32_t const begin[] = {0, 3}, used[] = {3, 14};
+  std::int64_t const rows = 17, M = shape.M;
+  auto const x = moe_test::random_values<float>(rows * M, random);
+  moe_test::for_each_set([&]<class Set>(Set) {
+    CAPTURE(Set::name);
+    moe::packed_ffn<moe::swiglu, W, Set, float> const experts{};
+    moe::buffer const scratch(
+        experts.template forward_scratch_bytes<float>(moe::cpu{}, shape, rows));
+    std::vector<float> out(x.size());
+    experts.forward_rows(moe::cpu{}, experts.prepare(packed.view), {x, rows, M}, {2, begin, used},
+                         {out, rows, M}, {}, scratch);
+    double worst = 0, size = 0;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      std::vector<double> const in(x.begin() + r * M, x.begin() + (r + 1) * M);
+      auto const want = moe_test::apply_expert(moe::swiglu{}, numbers.view, r < 3 ? 0 : 1, in);
+      for (std::int64_t j = 0; j < M; ++j) {
+        double const y = want[static_cast<std::size_t>(j)];
+        double const off = std::fabs(out[static_cast<std::size_t>(r * M + j)] - y);
+        worst = moe_test::worse(worst, off);
+        size = std::max(size, std::fabs(y));
+      }
+    }
+    CHECK(size > 0.1);
+    CHECK(worst < 1e-5 * size);
+  });
+}
+
+}  // namespace
+
+TEST_CASE("expert/packed_blocks: int8 with a scale for each output equals loops in double") {
+  std::mt19937 random(6);
+  moe::ffn_shape const shape{2, 70, 130};
+  auto const P = shape.P, M = shape.M, H = shape.H;
+  std::vector<std::int8_t> bytes(static_cast<std::size_t>(3 * P * M * H));
+  for (std::size_t i = 0; i < bytes.size(); ++i)  // all there are
+    bytes[i] = static_cast<std::int8_t>(i * 37);
+  std::vector<float> values(static_cast<std::size_t>(P * (2 * H + M)));
+  for (float& v : values) v = 0.0005f + 0.0001f * static_cast<float>(random() % 8);
+  moe::ffn_weights<std::int8_t const> source;
+  moe::output_scales scales;
+  moe_test::owned_weights<float> numbers(shape, true, false);
+  auto const part = [&](int i, std::int64_t in, std::int64_t out,
+                        moe::stacked_view<float> const& to) {
+    moe::stacked_view<std::int8_t const> const from(bytes.data() + i * P * M * H, P, out, in);
+    moe::matrix_view<float const> const scale(values.data() + i * P * H, P, out);
+    for (std::int64_t p = 0; p < P; ++p)
+      for (std::int64_t k = 0; k < in; ++k)
+        for (std::int64_t j = 0; j < out; ++j)
+          to[p](k, j) = static_cast<float>(from[p](j, k)) * scale(p, j);
+    return std::pair(from, scale);
+  };
+  std::tie(source.up, scales.up) = part(0, M, H, numbers.view.up);
+  std::tie(source.gate, scales.gate) = part(1, M, H, numbers.view.gate);
+  std::tie(source.down, scales.down) = part(2, H, M, numbers.view.down);
+  owned_packed<moe::int8_blocks> packed(shape, true);
+  moe::pack(moe::cpu{}, source, scales, packed.view);
+  check_against_loops(packed, numbers, shape, random);
+  // Rows of integers, too, though -128 has no magnitude of eight bits with a sign.
+  auto const x = moe_test::random_values<float>(5 * M, random);
+  std::int32_t const begin[] = {0, 2}, used[] = {2, 3};
+  moe_test::for_each_set([&]<class Set>(Set) {
+    CAPTURE(Set::name);
+    moe::packed_ffn<moe::gated_linear<moe::relu>, moe::int8_blocks, Set> const experts{};
+    moe::buffer const scratch(experts.template forward_scratch_bytes<float>(moe::cpu{}, shape, 5));
+    std::vector<float> out(x.size());
+    experts.forward_rows(moe::cpu{}, experts.prepare(packed.view), {x, 5, M}, {2, begin, used},
+                         {out, 5, M}, {}, scratch);
+    double worst = 0, size = 0;
+    for (std::int64_t r = 0; r < 5; ++r) {
+      std::vector<double> const in(x.begin() + r * M, x.begin() + (r + 1) * M);
+      auto const want =
+          moe_test::apply_expert(moe::gated_linear<moe::relu>{}, numbers.view, r < 2 ? 0 : 1, in);
+      for (std::int64_t j = 0; j < M; ++j) {
+        double const y = want[static_cast<std::size_t>(j)];
+        worst = moe_test::worse(worst, std::fabs(out[static_cast<std::size_t>(r * M + j)] - y));
+        size = std::max(size, std::fabs(y));
+      }
+    }
+    CHECK(worst < 0.03 * size);
+  });
+  scales.down = {values.data(), P, H};
+  CHECK_THROWS_AS(moe::pack(moe::cpu{}, source, scales, packed.view), moe::precondition_error);
+}
+
 TEST_CASE("expert/packed_blocks: fp8 with scales of 128 x 128 equals loops in double") {
   std::mt19937 random(4);
   moe::ffn_shape const shape{2, 200, 130};
@@ -229,31 +322,7 @@ TEST_CASE("expert/packed_blocks: fp8 with scales of 128 x 128 equals loops in do
   owned_packed<moe::fp8_blocks> packed(shape, true);
   moe::pack(moe::cpu{}, source, scales, packed.view);
 
-  std::int32_t const begin[] = {0, 3}, used[] = {3, 14};
-  std::int64_t const rows = 17;
-  auto const x = moe_test::random_values<float>(rows * M, random);
-  moe_test::for_each_set([&]<class Set>(Set) {
-    CAPTURE(Set::name);
-    moe::packed_ffn<moe::swiglu, moe::fp8_blocks, Set> const experts{};
-    moe::buffer const scratch(
-        experts.template forward_scratch_bytes<float>(moe::cpu{}, shape, rows));
-    std::vector<float> out(x.size());
-    experts.forward_rows(moe::cpu{}, experts.prepare(packed.view), {x, rows, M}, {2, begin, used},
-                         {out, rows, M}, {}, scratch);
-    double worst = 0, size = 0;
-    for (std::int64_t r = 0; r < rows; ++r) {
-      std::vector<double> const in(x.begin() + r * M, x.begin() + (r + 1) * M);
-      auto const want = moe_test::apply_expert(moe::swiglu{}, numbers.view, r < 3 ? 0 : 1, in);
-      for (std::int64_t j = 0; j < M; ++j) {
-        double const y = want[static_cast<std::size_t>(j)];
-        double const off = std::fabs(out[static_cast<std::size_t>(r * M + j)] - y);
-        worst = moe_test::worse(worst, off);
-        size = std::max(size, std::fabs(y));
-      }
-    }
-    CHECK(size > 0.1);
-    CHECK(worst < 1e-5 * size);
-  });
+  check_against_loops(packed, numbers, shape, random);
   scales.up = {scale_values.data(), P, 1, 2};
   CHECK_THROWS_AS(moe::pack(moe::cpu{}, source, scales, packed.view), moe::precondition_error);
 }
