@@ -21,6 +21,7 @@
 #include "support/laws.hpp"
 #include "support/random.hpp"
 #include "support/refusal.hpp"
+#include "support/worse.hpp"
 
 namespace {
 
@@ -125,8 +126,8 @@ void check_close(std::vector<V> const& found, std::vector<double> const& expecte
   REQUIRE(found.size() == expected.size());
   double worst = 0;
   for (std::size_t i = 0; i < found.size(); ++i)
-    worst = std::max(worst, std::abs(static_cast<double>(found[i]) - expected[i]) /
-                                std::max(1.0, std::abs(expected[i])));
+    worst = moe_test::worse(worst, std::abs(static_cast<double>(found[i]) - expected[i]) /
+                                       std::max(1.0, std::abs(expected[i])));
   CHECK(worst < 2e-6);  // floats of at most a few dozen tokens
 }
 

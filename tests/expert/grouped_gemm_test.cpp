@@ -15,6 +15,7 @@
 
 #include "case.hpp"
 #include "sets.hpp"
+#include "support/worse.hpp"
 #if __has_include(<cblas.h>) && defined(MOE_TEST_CBLAS)
 #include <moe/expert/cblas_gemm.hpp>
 #endif
@@ -96,7 +97,7 @@ void check_products(moe::cpu const& exec, problem<V> const& c, bool with_bias, u
     for (std::int64_t j = 0; j < c.N; ++j) {
       double sum = with_bias ? c.bias_view()(p, j) : 0;
       for (std::int64_t k = 0; k < c.K; ++k) sum += double(c.A()(r, k)) * W(k, j);
-      worst = std::max(worst, std::fabs(sum - C(r, j)) / (double(c.K) + 4));
+      worst = moe_test::worse(worst, std::fabs(sum - C(r, j)) / (double(c.K) + 4));
     }
     for (std::int64_t k = 0; k < c.K; ++k) {
       double sum = start;
@@ -105,11 +106,11 @@ void check_products(moe::cpu const& exec, problem<V> const& c, bool with_bias, u
         want[static_cast<std::size_t>((p * c.K + k) * c.N + j)] +=
             double(c.A()(r, k)) * c.DC()(r, j);
       }
-      worst = std::max(worst, std::fabs(sum - DA(r, k)) / (double(c.N) + 4));
+      worst = moe_test::worse(worst, std::fabs(sum - DA(r, k)) / (double(c.N) + 4));
     }
   }
   for (std::size_t i = 0; i < want.size(); ++i)
-    worst = std::max(worst, std::fabs(want[i] - db[i]) / (double(c.rows) + 4));
+    worst = moe_test::worse(worst, std::fabs(want[i] - db[i]) / (double(c.rows) + 4));
   CHECK(worst < tolerance<V>);
 }
 

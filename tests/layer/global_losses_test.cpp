@@ -20,6 +20,7 @@
 #include <moe/layer/residual_layer.hpp>
 
 #include "layer/case.hpp"
+#include "support/worse.hpp"
 
 namespace {
 
@@ -88,7 +89,7 @@ double distance(std::vector<double> const& a, double const* b) {
   double most = 0;
   for (std::size_t i = 0; i < a.size(); ++i) {
     double const d = std::abs(a[i] - b[i]);
-    most = d <= most ? most : d;
+    most = moe_test::worse(most, d);
   }
   return most;
 }
@@ -186,7 +187,7 @@ TEST_CASE("layer/global_losses: central differences over two ranks") {
     x = middle - h;
     double const below = total();
     x = middle;
-    worst = std::max(worst, std::abs((above - below) / (2 * h) - gradient));
+    worst = moe_test::worse(worst, std::abs((above - below) / (2 * h) - gradient));
   };
   for (std::size_t i = 0; i < analytic.router.size(); i += 2)
     compare(whole.parameters[i], analytic.router[i]);

@@ -28,6 +28,7 @@
 #include <moe/layer/parallel_experts.hpp>
 
 #include "layer/held_experts.hpp"
+#include "support/worse.hpp"
 
 namespace moe_test::parallel {
 
@@ -176,7 +177,7 @@ void run_rank(C& comm, C* second, whole_layer& whole, parallel_case const& c,
 inline double worst_difference(std::vector<double> const& a, std::vector<double> const& b) {
   double worst = a.size() == b.size() ? 0 : 1e30;
   for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i)
-    worst = std::max(worst, std::abs(a[i] - b[i]));
+    worst = moe_test::worse(worst, std::abs(a[i] - b[i]));
   return worst;
 }
 

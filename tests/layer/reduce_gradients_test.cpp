@@ -28,6 +28,7 @@
 #include <moe/layer/reduce_gradients.hpp>
 
 #include "layer/held_experts.hpp"
+#include "support/worse.hpp"
 
 namespace {
 
@@ -85,7 +86,7 @@ double distance(double const* a, double const* b, std::int64_t n) {
   double worst = 0;
   for (std::int64_t i = 0; i < n; ++i) {
     double const d = std::abs(a[i] - b[i]);
-    worst = d <= worst ? worst : d;  // NaN is the worst
+    worst = moe_test::worse(worst, d);
   }
   return worst;
 }
@@ -147,11 +148,12 @@ double parallel_error(C& comm, whole_problem<Layer>& whole, expert_parallelism c
   moe::buffer const scratch(moe::reduce_gradients_scratch(sums, R));
   if (!moe::reduce_gradients(comm, groups.replicas, sums, scale, scratch, late()))
     throw std::runtime_error("reduce_gradients");
-  double worst = std::max(distance(whole.gradients.data(), gradients.data(), M * E),
-                          distance(whole.gradients.data() + all, gradients.data() + own, dense));
+  double worst =
+      moe_test::worse(distance(whole.gradients.data(), gradients.data(), M * E),
+                      distance(whole.gradients.data() + all, gradients.data() + own, dense));
   moe_test::for_each_held(
       of_moe(whole.layer.carve(whole.gradients.data())).experts, of_moe(sums).experts, hosts,
-      [&](double a, double b) { worst = std::max(worst, distance(&a, &b, 1)); });
+      [&](double a, double b) { worst = moe_test::worse(worst, distance(&a, &b, 1)); });
   return worst;
 }
 

@@ -27,6 +27,7 @@
 
 #include "layer/case.hpp"
 #include "layer/held_experts.hpp"
+#include "support/worse.hpp"
 
 namespace {
 
@@ -54,7 +55,7 @@ double distance(double const* a, double const* b, std::size_t n) {
   double most = 0;
   for (std::size_t i = 0; i < n; ++i) {
     double const d = std::abs(a[i] - b[i]);
-    most = d <= most ? most : d;
+    most = moe_test::worse(most, d);
   }
   return most;
 }
@@ -123,12 +124,12 @@ of_rank run(C& all, owned_layer<double, whole_layer>& whole, int L, bool divides
       !parts.restore(groups.tokens, dx, room, late()) ||
       !moe::reduce_gradients(all, groups.replicas, sums, 1, more, late()))
     throw std::runtime_error("restore");
-  result.worst = std::max(
+  result.worst = moe_test::worst_of(
       {distance(whole.out, first * M, out), distance(whole.dtokens, first * M, dtokens),
        distance(gradients.data(), whole.gradients.data(), at(M * E)),
        std::abs(losses.balance - whole.losses.balance), std::abs(losses.z - whole.losses.z)});
   moe_test::for_each_held(whole.dweights().experts, sums.experts, hosts, [&](double a, double b) {
-    result.worst = std::max(result.worst, distance(&a, &b, 1));
+    result.worst = moe_test::worse(result.worst, distance(&a, &b, 1));
   });
   return result;
 }
@@ -148,7 +149,7 @@ of_rank run_ranks(owned_layer<double, whole_layer>& whole, int R, int L, bool di
   });
   of_rank sum;
   for (of_rank const& r : ranks) {
-    sum.worst = std::max(sum.worst, r.worst);
+    sum.worst = moe_test::worse(sum.worst, r.worst);
     sum.rows += r.rows;
     sum.bytes += r.bytes;
   }
