@@ -45,6 +45,7 @@ bool same_bits(auto const& a, auto const& b) {
 template <class S>
 double half_unit(double y) {
   constexpr int digits = std::is_same_v<S, moe::bf16> ? 8 : 11;
+  if (y == 0) return 0;
   return std::ldexp(1.0, std::ilogb(y) - digits) + 4e-7 * std::fabs(y) + 1e-7;
 }
 
