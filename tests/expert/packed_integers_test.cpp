@@ -53,6 +53,10 @@ void each_way(F const& f) {
   call("avx512, quads", avx512 && detail::has_avx512vnni(),
        detail::avx512::packed_table<W, int8_blocks, Activation, dots::quads>, true);
 #endif
+#if MOE_HAS_AVX512
+  call("plain, pairs", __builtin_cpu_supports("avx512bw"),
+       detail::plain::packed_table<W, int8_blocks, Activation, dots::pairs>, false);
+#endif
 #if !defined(MOE_TEST_INSTRUMENTED)
   call("wide", true, moe_test::wide_set::packed<W, int8_blocks, Activation>(), false);
 #endif

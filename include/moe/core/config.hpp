@@ -140,6 +140,13 @@ compile with -fno-associative-math"
 #define MOE_VECTOR_REGISTERS 16
 #endif
 
+// Whether the flags have AVX-512; which of its extensions, kernels ask the processor.
+#if defined(__AVX512F__) && !MOE_DEVICE_PASS
+#define MOE_HAS_AVX512 1
+#else
+#define MOE_HAS_AVX512 0
+#endif
+
 // Between MOE_TARGET_... and MOE_TARGET_END functions are compiled for an instruction set that the flags
 // may not have, to be called where the processor has it. By pragma, because templates, lambdas and what
 // nvcc hands to g++ follow it; an attribute of functions reaches no lambda, and g++ cuts vectors of 32

@@ -8,10 +8,6 @@
 #include <type_traits>
 #include <utility>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
 #include <moe/core/config.hpp>
 #include <moe/core/scalar.hpp>
 #include <moe/core/view.hpp>
@@ -19,6 +15,10 @@
 #include <moe/expert/detail/gemm_shapes.hpp>
 #include <moe/expert/detail/packed_shapes.hpp>
 #include <moe/expert/segments.hpp>
+
+#if MOE_HAS_TARGETS
+#include <cpuid.h>
+#endif
 
 // What kernels may ask about the instruction set they are compiled for. Constants, so that the bodies
 // need no macro but the name of their namespace.
@@ -29,13 +29,6 @@ using namespace gemm;
 using namespace packed;
 inline constexpr int vector_bytes = MOE_VECTOR_BYTES, registers = MOE_VECTOR_REGISTERS;
 inline constexpr bool has_f16c = MOE_VECTOR_BYTES == 64;
-#if defined(__AVX512VNNI__)
-inline constexpr dots own_dots = dots::quads;
-#elif defined(__AVX512BW__)
-inline constexpr dots own_dots = dots::pairs;
-#else
-inline constexpr dots own_dots = dots::floats;
-#endif
 }  // namespace plain
 namespace avx2 {
 using namespace gemm;
@@ -70,7 +63,16 @@ MOE_TARGET_END
 
 namespace moe::inline MOE_ABI {
 
-/// The instructions that the compiler's flags allow: always there.
+#if MOE_HAS_TARGETS || MOE_HAS_AVX512
+namespace detail {
+inline bool has_avx512vnni() noexcept {
+  return __builtin_cpu_supports("avx512vnni");
+}
+}  // namespace detail
+#endif
+
+/// The instructions that the compiler's flags allow: always there. Of AVX-512's extensions, those that the
+/// processor has, which changes no bit.
 struct plain_set {
   static constexpr char const* name = "plain";
   static bool available() noexcept { return true; }
@@ -80,7 +82,16 @@ struct plain_set {
   }
   template <class W, class Rows, class Activation>
   static detail::packed::kernels<W, Rows, Activation> const& packed() noexcept {
-    return detail::plain::packed_table<W, Rows, Activation, detail::plain::own_dots>;
+    using detail::packed::dots;
+#if MOE_HAS_AVX512
+    if constexpr (std::is_same_v<Rows, int8_blocks>) {
+      if (detail::has_avx512vnni())
+        return detail::plain::packed_table<W, Rows, Activation, dots::quads>;
+      if (__builtin_cpu_supports("avx512bw"))
+        return detail::plain::packed_table<W, Rows, Activation, dots::pairs>;
+    }
+#endif
+    return detail::plain::packed_table<W, Rows, Activation, dots::floats>;
   }
 };
 
@@ -93,9 +104,6 @@ inline bool has_avxvnni() noexcept {
     return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
   }();
   return has;
-}
-inline bool has_avx512vnni() noexcept {
-  return __builtin_cpu_supports("avx512vnni");
 }
 }  // namespace detail
 
