@@ -160,7 +160,8 @@ void run(benchmark::State& state, law how) {
   moe_bench::samples own_times(threads), unpacked_times(threads), blas_times(threads),
       fma_times(threads), read_times(threads);
   auto const probe = moe_bench::fma_probe();
-  std::vector<float> const memory(std::size_t{64} << 20, 1.0f);
+  // Streams a power of two apart would meet in the same sets of the caches.
+  std::vector<float> const memory((std::size_t{64} << 20) + 6144, 1.0f);
   std::vector<float> sink(static_cast<std::size_t>(threads));
   double const expert_bytes = double(moe::packed_bytes<W>({1, shape.M, shape.H}, true));
   double flop = 0, bytes = 0;
