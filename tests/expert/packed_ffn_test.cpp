@@ -147,12 +147,12 @@ TEST_CASE("expert/packed_ffn: the documented layout") {
     CHECK(static_cast<float>(b[bf16_at]) == want);
   };
   // Row 69 of panel 2: gate columns 16 to 23, up columns 16 to 23.
-  std::int64_t const row = (2 * 128 + 69) * 16;
-  expect(row + 3, row + 6, w.view.gate[1](69, 19));
-  expect(row + 8 + 3, row + 7, w.view.up[1](69, 19));
-  expect(row + 4, row + 8, 0.0f);                               // column 20
-  std::int64_t const down = 128 * 64 * 2 + (4 * 64 + 19) * 16;  // row 19 of panel 4
-  expect(down + 5, down + 10, w.view.down[1](19, 69));
+  std::int64_t const row = (2 * 128 + 69) * 16, two = (2 * 128 + 68) * 16;
+  expect(row + 3, two + 3 * 2 + 1, w.view.gate[1](69, 19));
+  expect(row + 8 + 3, two + 11 * 2 + 1, w.view.up[1](69, 19));
+  expect(row + 4, two + 4 * 2 + 1, 0.0f);                       // column 20
+  std::int64_t const down = 128 * 64 * 2 + (4 * 64 + 18) * 16;  // row 18 of panel 4
+  expect(down + 5, down + 10, w.view.down[1](18, 69));
   expect(down + 6, down + 12, 0.0f);
 }
 

@@ -56,13 +56,11 @@ struct expert_layout {
     return size * static_cast<std::int64_t>(sizeof(W));
   }
 
-  /// Column c, 0 to 15, of a panel's row stands there.
-  static constexpr int place(int c) noexcept {
-    return std::same_as<W, bf16> ? c % 8 * 2 + c / 8 : c;
-  }
   /// Element (k, j) of a matrix of `depth` padded rows.
   static constexpr std::int64_t at(std::int64_t depth, std::int64_t k, std::int64_t j) noexcept {
-    return (j / panel_width * depth + k) * panel_width + place(static_cast<int>(j % panel_width));
+    constexpr int together = format<W>::depth;  // of numbers: rows that share a line
+    return (j / panel_width * depth + k / together * together) * panel_width +
+           j % panel_width * together + k % together;
   }
   /// Element (k, j) of up or of gate, where both are interleaved by eight columns.
   constexpr std::int64_t at_input(std::int64_t k, std::int64_t j, bool gated,
@@ -89,8 +87,8 @@ constexpr std::size_t packed_bytes(ffn_shape const& shape, bool gated) noexcept 
 /// written to a file and mapped. With M and H rounded up to multiples of 64, experts follow one another,
 /// each: up [H/16][M][16], or of a gated activation up and gate [H/8][M][16], where the first eight columns
 /// of 16 are of gate and the last eight of up; then down [M/16][H][16]. So 16 columns of a matrix stand
-/// side by side for each of its rows: a *panel*. Of bf16, columns c and c + 8 of a panel stand beside each
-/// other. What is beyond the true M and H is 0. Little endian, as the machine.
+/// side by side for each of its rows: a *panel*. Of bf16, rows k and k + 1 of a column stand beside each
+/// other: [M/2][16][2]. What is beyond the true M and H is 0. Little endian, as the machine.
 template <class W>
 class packed_weights {
  public:

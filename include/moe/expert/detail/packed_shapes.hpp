@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include <moe/core/config.hpp>
+#include <moe/core/scalar.hpp>
 #include <moe/core/view.hpp>
 #include <moe/expert/detail/gemm_shapes.hpp>
 
@@ -39,6 +40,12 @@ inline constexpr int streams = 4;
 template <class W>
 struct format {
   static constexpr int depth = 1, size = panel_width;
+  static constexpr std::int64_t unit = 64;
+};
+/// A line for each two rows: for each column a word, whose lower half is of the first.
+template <>
+struct format<bf16> {
+  static constexpr int depth = 2, size = 2 * panel_width;
   static constexpr std::int64_t unit = 64;
 };
 /// 16 scales of float, then a line for each four rows: for each column four bytes, one of each row.
