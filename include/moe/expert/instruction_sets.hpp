@@ -68,6 +68,9 @@ namespace detail {
 inline bool has_avx512vnni() noexcept {
   return __builtin_cpu_supports("avx512vnni");
 }
+inline bool has_avx512bf16() noexcept {
+  return __builtin_cpu_supports("avx512bf16");
+}
 }  // namespace detail
 #endif
 
@@ -90,6 +93,9 @@ struct plain_set {
       if (__builtin_cpu_supports("avx512bw"))
         return detail::plain::packed_table<W, Rows, Activation, dots::pairs>;
     }
+    if constexpr (std::is_same_v<Rows, bf16>)
+      if (detail::has_avx512bf16())
+        return detail::plain::packed_table<W, Rows, Activation, dots::pairs>;
 #endif
     return detail::plain::packed_table<W, Rows, Activation, dots::floats>;
   }
@@ -121,14 +127,17 @@ struct avx2_set {
   template <class W, class Rows, class Activation>
   static detail::packed::kernels<W, Rows, Activation> const& packed() noexcept {
     using detail::packed::dots;
-    if constexpr (std::is_same_v<Rows, int8_blocks>)
-      if (detail::has_avxvnni())
-        return detail::avx2::packed_table<W, Rows, Activation, dots::quads>;
-    return detail::avx2::packed_table<W, Rows, Activation, dots::pairs>;
+    if constexpr (!std::is_same_v<Rows, int8_blocks>)
+      return detail::avx2::packed_table<W, Rows, Activation, dots::floats>;
+    else if (detail::has_avxvnni())
+      return detail::avx2::packed_table<W, Rows, Activation, dots::quads>;
+    else
+      return detail::avx2::packed_table<W, Rows, Activation, dots::pairs>;
   }
 };
 
-/// AVX-512 F, BW, DQ and VL, whatever the flags; and VNNI where it is, which changes no bit.
+/// AVX-512 F, BW, DQ and VL, whatever the flags; and where they are VNNI, which changes no bit, and BF16,
+/// which takes subnormal numbers for 0.
 struct avx512_set {
   static constexpr char const* name = "avx512";
   static bool available() noexcept {
@@ -144,9 +153,13 @@ struct avx512_set {
   static detail::packed::kernels<W, Rows, Activation> const& packed() noexcept {
     using detail::packed::dots;
     if constexpr (std::is_same_v<Rows, int8_blocks>)
-      if (detail::has_avx512vnni())
-        return detail::avx512::packed_table<W, Rows, Activation, dots::quads>;
-    return detail::avx512::packed_table<W, Rows, Activation, dots::pairs>;
+      return detail::has_avx512vnni()
+                 ? detail::avx512::packed_table<W, Rows, Activation, dots::quads>
+                 : detail::avx512::packed_table<W, Rows, Activation, dots::pairs>;
+    if constexpr (std::is_same_v<Rows, bf16>)
+      if (detail::has_avx512bf16())
+        return detail::avx512::packed_table<W, Rows, Activation, dots::pairs>;
+    return detail::avx512::packed_table<W, Rows, Activation, dots::floats>;
   }
 };
 #else

@@ -27,10 +27,12 @@
 
 namespace moe::inline MOE_ABI {
 
-/// What rows may be in products with weights W: float; or, of weights in blocks of integers, integers too.
+/// What rows may be in products with weights W: float; of weights of bf16, bf16 too; or, of weights in
+/// blocks of integers, integers.
 template <class Rows, class W>
 concept packed_rows =
-    std::same_as<Rows, float> || (std::same_as<Rows, int8_blocks> && weight_blocks<W>);
+    std::same_as<Rows, float> || (std::same_as<Rows, bf16> && std::same_as<W, bf16>) ||
+    (std::same_as<Rows, int8_blocks> && weight_blocks<W>);
 template <packable W>
 using default_rows = std::conditional_t<weight_blocks<W>, int8_blocks, float>;
 

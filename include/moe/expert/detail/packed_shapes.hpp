@@ -74,7 +74,7 @@ constexpr std::int64_t panel_size(std::int64_t k) noexcept {
   return k / format<W>::depth * format<W>::size;
 }
 
-/// How packed rows are stored: as numbers; or as integers of eight bits in blocks of 32, each of which has
+/// How packed rows are stored: as numbers; as pairs of bf16; or as integers of eight bits in blocks of 32, each of which has
 /// for R rows: a scale (float), what all products with weights are too great by, and eight times a word
 /// of four numbers.
 template <class X>
@@ -88,11 +88,18 @@ struct row_layout<int8_blocks> {
   static constexpr int block = 10;
   static constexpr std::int64_t size(std::int64_t k) noexcept { return k / 32 * block; }
 };
+/// Two numbers that follow one another in a word, the first in its lower half.
+template <>
+struct row_layout<bf16> {
+  using element = std::uint32_t;
+  static constexpr std::int64_t size(std::int64_t k) noexcept { return k / 2; }
+};
 template <class X>
 using row_element = typename row_layout<X>::element;
 
-/// What multiplies integers of eight bits: float, in which their sums are exact; instructions that add two
-/// products of bytes in 16 bits (maddubs); or four in 32 bits (VNNI).
+/// What multiplies rows that are not float. Integers of eight bits: float, in which their sums are exact;
+/// instructions that add two products of bytes in 16 bits (maddubs); or four in 32 bits (VNNI). bf16:
+/// float; or instructions that add two products to a float (AVX512_BF16).
 enum class dots : std::uint8_t { floats, pairs, quads };
 
 /// Rows of one task, most; and depth of the products between which other rows have their turn, so that a
