@@ -221,6 +221,7 @@ int const registered = [] {
     add("float" + tail, run<float>, how);
     add("bf16" + tail, run<moe::bf16>, how);
     add("bf16_tokens_of_bf16" + tail, run<moe::bf16, float, moe::bf16>, how);
+    add("bf16_rows_of_bf16" + tail, run<moe::bf16, moe::bf16>, how);
     add("half" + tail, run<moe::half>, how);
     add("int8" + tail, run<moe::int8_blocks>, how);
     add("int4" + tail, run<moe::int4_blocks>, how);
