@@ -11,10 +11,13 @@
 #include <moe/core/scalar.hpp>
 
 #include "emulator/emulated_gpu.hpp"
+#include "support/same_bits.hpp"
 
 using moe_test::emulated_gpu;
 
 namespace {
+
+using moe_test::same_bits;
 
 template <class T>
 std::vector<T> numbers(std::int64_t n, int seed) {
@@ -22,12 +25,6 @@ std::vector<T> numbers(std::int64_t n, int seed) {
   for (int i = 0; i < n; ++i)
     all.push_back(static_cast<T>(static_cast<float>((i + seed) % 23) * 1.37f - 11.f));
   return all;
-}
-
-template <class T>
-bool same_bits(std::vector<T> const& a, std::vector<T> const& b) {
-  return a.size() == b.size() &&
-         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
 }  // namespace

@@ -14,6 +14,7 @@
 #include "emulator/on_lanes.hpp"
 #include "emulator/sanitizers.hpp"
 #include "support/laws.hpp"
+#include "support/same_bits.hpp"
 
 namespace moe_test {
 
@@ -39,14 +40,6 @@ void evaluate(Gate const& gate, R& row, std::vector<float>& numbers) {
     numbers.push_back(row.at(e));
     numbers.push_back(grad.at(e));
   }
-}
-
-inline bool same_bits(std::vector<float> const& a, std::vector<float> const& b) {
-  if (a.size() != b.size()) return false;
-  for (std::size_t i = 0; i < a.size(); ++i)
-    if (__builtin_bit_cast(std::uint32_t, a[i]) != __builtin_bit_cast(std::uint32_t, b[i]))
-      return false;
-  return true;
 }
 
 /// Logits with many ties, some absent candidates, and zeros of both signs.

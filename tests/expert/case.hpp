@@ -21,6 +21,13 @@ std::vector<V> random_values(std::int64_t n, std::mt19937& random, double scale 
   return values;
 }
 
+template <class S>
+std::vector<S> rounded(std::vector<float> const& values) {
+  std::vector<S> to(values.size());
+  for (std::size_t i = 0; i < values.size(); ++i) to[i] = static_cast<S>(values[i]);
+  return to;
+}
+
 /// A routing and its table. Expert E - 1 is chosen by nobody if `idle`.
 struct table_of {
   moe::basic_routing_buffer<float> routing;

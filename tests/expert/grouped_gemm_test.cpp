@@ -15,6 +15,7 @@
 
 #include "case.hpp"
 #include "sets.hpp"
+#include "support/refusal.hpp"
 #include "support/worse.hpp"
 #if __has_include(<cblas.h>) && defined(MOE_TEST_CBLAS)
 #include <moe/expert/cblas_gemm.hpp>
@@ -228,14 +229,7 @@ TEST_CASE("expert/grouped_gemm: bad input is refused with the values") {
   moe::buffer const scratch(moe::builtin_gemm::scratch_bytes<float>(exec, 2));
   std::vector<float> out(5 * 6);
   moe::matrix_view<float> const C(out.data(), 5, 6);
-  auto const refuse = [](auto&& f, char const* text) {
-    try {
-      f();
-      FAIL("not refused: " << text);
-    } catch (moe::precondition_error const& e) {
-      CHECK(std::string(e.what()).find(text) != std::string::npos);
-    }
-  };
+  using moe_test::refuse;
   using G = moe::builtin_gemm;
   refuse(
       [&] { G::forward<float>(exec, c.A(), {c.b.data(), 1, 4, 6}, {}, c.segments(), C, scratch); },

@@ -22,6 +22,7 @@
 #include "case.hpp"
 #include "owned_packed.hpp"
 #include "sets.hpp"
+#include "support/refusal.hpp"
 #include "support/worse.hpp"
 
 namespace {
@@ -203,18 +204,18 @@ TEST_CASE_TEMPLATE(
 
 namespace {
 
-/// Rows of float through two packed experts on every instruction set, beside loops in double over the
+/// Rows of 17 tokens through two packed experts on every instruction set, beside loops in double over the
 /// numbers that their bits stand for.
-template <class W>
+template <class Rows, class Activation, class W>
 void check_against_loops(owned_packed<W> const& packed,
                          moe_test::owned_weights<float> const& numbers, moe::ffn_shape const& shape,
-                         std::mt19937& random) {
+                         std::mt19937& random, double tolerance) {
   std::int32_t const begin[] = {0, 3}, used[] = {3, 14};
   std::int64_t const rows = 17, M = shape.M;
   auto const x = moe_test::random_values<float>(rows * M, random);
   moe_test::for_each_set([&]<class Set>(Set) {
     CAPTURE(Set::name);
-    moe::packed_ffn<moe::swiglu, W, Set, float> const experts{};
+    moe::packed_ffn<Activation, W, Set, Rows> const experts{};
     moe::buffer const scratch(
         experts.template forward_scratch_bytes<float>(moe::cpu{}, shape, rows));
     std::vector<float> out(x.size());
@@ -223,7 +224,7 @@ void check_against_loops(owned_packed<W> const& packed,
     double worst = 0, size = 0;
     for (std::int64_t r = 0; r < rows; ++r) {
       std::vector<double> const in(x.begin() + r * M, x.begin() + (r + 1) * M);
-      auto const want = moe_test::apply_expert(moe::swiglu{}, numbers.view, r < 3 ? 0 : 1, in);
+      auto const want = moe_test::apply_expert(Activation{}, numbers.view, r < 3 ? 0 : 1, in);
       for (std::int64_t j = 0; j < M; ++j) {
         double const y = want[static_cast<std::size_t>(j)];
         double const off = std::fabs(out[static_cast<std::size_t>(r * M + j)] - y);
@@ -232,7 +233,7 @@ void check_against_loops(owned_packed<W> const& packed,
       }
     }
     CHECK(size > 0.1);
-    CHECK(worst < 1e-5 * size);
+    CHECK(worst < tolerance * size);
   });
 }
 
@@ -265,30 +266,10 @@ TEST_CASE("expert/packed_blocks: int8 with a scale for each output equals loops 
   std::tie(source.down, scales.down) = part(2, H, M, numbers.view.down);
   owned_packed<moe::int8_blocks> packed(shape, true);
   moe::pack(moe::cpu{}, source, scales, packed.view);
-  check_against_loops(packed, numbers, shape, random);
+  check_against_loops<float, moe::swiglu>(packed, numbers, shape, random, 1e-5);
   // Rows of integers, too, though -128 has no magnitude of eight bits with a sign.
-  auto const x = moe_test::random_values<float>(5 * M, random);
-  std::int32_t const begin[] = {0, 2}, used[] = {2, 3};
-  moe_test::for_each_set([&]<class Set>(Set) {
-    CAPTURE(Set::name);
-    moe::packed_ffn<moe::gated_linear<moe::relu>, moe::int8_blocks, Set> const experts{};
-    moe::buffer const scratch(experts.template forward_scratch_bytes<float>(moe::cpu{}, shape, 5));
-    std::vector<float> out(x.size());
-    experts.forward_rows(moe::cpu{}, experts.prepare(packed.view), {x, 5, M}, {2, begin, used},
-                         {out, 5, M}, {}, scratch);
-    double worst = 0, size = 0;
-    for (std::int64_t r = 0; r < 5; ++r) {
-      std::vector<double> const in(x.begin() + r * M, x.begin() + (r + 1) * M);
-      auto const want =
-          moe_test::apply_expert(moe::gated_linear<moe::relu>{}, numbers.view, r < 2 ? 0 : 1, in);
-      for (std::int64_t j = 0; j < M; ++j) {
-        double const y = want[static_cast<std::size_t>(j)];
-        worst = moe_test::worse(worst, std::fabs(out[static_cast<std::size_t>(r * M + j)] - y));
-        size = std::max(size, std::fabs(y));
-      }
-    }
-    CHECK(worst < 0.03 * size);
-  });
+  check_against_loops<moe::int8_blocks, moe::gated_linear<moe::relu>>(packed, numbers, shape,
+                                                                      random, 0.03);
   scales.down = {values.data(), P, H};
   CHECK_THROWS_AS(moe::pack(moe::cpu{}, source, scales, packed.view), moe::precondition_error);
 }
@@ -322,7 +303,7 @@ TEST_CASE("expert/packed_blocks: fp8 with scales of 128 x 128 equals loops in do
   owned_packed<moe::fp8_blocks> packed(shape, true);
   moe::pack(moe::cpu{}, source, scales, packed.view);
 
-  check_against_loops(packed, numbers, shape, random);
+  check_against_loops<float, moe::swiglu>(packed, numbers, shape, random, 1e-5);
   scales.up = {scale_values.data(), P, 1, 2};
   CHECK_THROWS_AS(moe::pack(moe::cpu{}, source, scales, packed.view), moe::precondition_error);
 }
@@ -433,14 +414,7 @@ TEST_CASE("expert/packed_blocks: bad input is refused with the values") {
   moe::ffn_shape const shape{2, 64, 32}, odd{2, 60, 32};
   blocks<moe::q8_0> const from(shape, true), ungated(shape, false);
   owned_packed<moe::int8_blocks> packed(shape, true), uneven(odd, true);
-  auto const refuse = [](auto&& f, char const* text) {
-    try {
-      f();
-      FAIL("not refused: " << text);
-    } catch (moe::precondition_error const& e) {
-      CHECK(std::string(e.what()).find(text) != std::string::npos);
-    }
-  };
+  using moe_test::refuse;
   refuse([&] { moe::pack(moe::cpu{}, from.view, packed.view, 1); },
          "among P; got first = 1, experts = 2, P = 2");
   refuse([&] { moe::pack(moe::cpu{}, ungated.view, packed.view); }, "blocks are [P,H,M/32]");

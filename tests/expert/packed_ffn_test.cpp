@@ -20,21 +20,19 @@
 #include "case.hpp"
 #include "owned_packed.hpp"
 #include "sets.hpp"
+#include "support/refusal.hpp"
+#include "support/same_bits.hpp"
 #include "support/worse.hpp"
 
 namespace {
 
+using moe_test::same_bits;
+
 using moe::orientation;
 using moe_test::owned_packed;
 using moe_test::random_values;
+using moe_test::rounded;
 using moe_test::table_of;
-
-template <class S>
-std::vector<S> rounded(std::vector<float> const& values) {
-  std::vector<S> to(values.size());
-  for (std::size_t i = 0; i < values.size(); ++i) to[i] = static_cast<S>(values[i]);
-  return to;
-}
 
 /// Row-major weights of type S in either orientation; `as_float` are the values in [in, out].
 template <class S>
@@ -67,10 +65,6 @@ struct source {
     view.down = part(as_float.view.down);
   }
 };
-
-bool same_bits(auto const& a, auto const& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(a[0])) == 0;
-}
 
 /// Makes of what is padded with zeros what would be seen in every result.
 struct infinite_at_zero {
@@ -374,14 +368,7 @@ TEST_CASE("expert/packed_ffn: bad input is refused with the values") {
   moe::ffn_shape const shape{2, 8, 16};
   source<float> const from(shape, true, false, orientation::in_out, random);
   owned_packed<float> packed(shape, true);
-  auto const refuse = [](auto&& f, char const* text) {
-    try {
-      f();
-      FAIL("not refused: " << text);
-    } catch (moe::precondition_error const& e) {
-      CHECK(std::string(e.what()).find(text) != std::string::npos);
-    }
-  };
+  using moe_test::refuse;
   moe::cpu const exec;
   using weights = moe::packed_weights<float>;
   refuse([&] { weights(packed.bytes.data(), packed.bytes.size() - 1, shape, true); },

@@ -20,9 +20,12 @@
 #include "case.hpp"
 #include "owned_packed.hpp"
 #include "sets.hpp"
+#include "support/same_bits.hpp"
 #include "support/worse.hpp"
 
 namespace {
+
+using moe_test::same_bits;
 
 namespace packed = moe::detail::packed;
 using moe::int8_blocks;
@@ -107,10 +110,6 @@ int offset(moe::int8_blocks) {
 }
 int offset(moe::int4_blocks) {
   return 8;
-}
-
-bool same_bits(auto const& a, auto const& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(a[0])) == 0;
 }
 
 }  // namespace

@@ -16,9 +16,12 @@
 #include "case.hpp"
 #include "owned_packed.hpp"
 #include "sets.hpp"
+#include "support/same_bits.hpp"
 #include "support/worse.hpp"
 
 namespace {
+
+using moe_test::same_bits;
 
 using moe::bf16;
 using moe_test::owned_packed;
@@ -74,10 +77,6 @@ struct experts_of_bf16 {
     return out;
   }
 };
-
-bool same_bits(std::vector<float> const& a, std::vector<float> const& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
 
 }  // namespace
 

@@ -19,28 +19,23 @@
 #include "case.hpp"
 #include "owned_packed.hpp"
 #include "sets.hpp"
+#include "support/refusal.hpp"
+#include "support/same_bits.hpp"
 
 namespace {
 
+using moe_test::same_bits;
+
 using moe_test::owned_packed;
 using moe_test::random_values;
+using moe_test::rounded;
 
-template <class S>
-std::vector<S> rounded(std::vector<float> const& values) {
-  std::vector<S> to(values.size());
-  for (std::size_t i = 0; i < values.size(); ++i) to[i] = static_cast<S>(values[i]);
-  return to;
-}
 template <class S>
 std::vector<float> widened(std::vector<S> const& values) {
   std::vector<float> to(values.size());
   for (std::size_t i = 0; i < values.size(); ++i) to[i] = static_cast<float>(values[i]);
   return to;
 }
-bool same_bits(auto const& a, auto const& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(a[0])) == 0;
-}
-
 /// Half a unit in the last place of y, and what sums in another order differ by.
 template <class S>
 double half_unit(double y) {
@@ -189,14 +184,7 @@ TEST_CASE("expert/packed_tokens: bad input is refused with the values") {
   auto const run = [&](moe::matrix_view<moe::bf16> to, moe::memory room) {
     experts.forward<moe::bf16>(moe::cpu{}, handle, {x, T, M}, routed.table, weight, to, {}, room);
   };
-  auto const refuse = [](auto&& f, char const* text) {
-    try {
-      f();
-      FAIL("not refused: " << text);
-    } catch (moe::precondition_error const& e) {
-      CHECK(std::string(e.what()).find(text) != std::string::npos);
-    }
-  };
+  using moe_test::refuse;
   refuse([&] { run({out, T - 1, M}, scratch); },
          "packed_ffn: out is [T,M] with ld >= M; got rows = 3");
   refuse([&] { run({x, T, M}, scratch); }, "packed_ffn: tokens and out do not overlap");

@@ -21,6 +21,7 @@
 
 #include "support/instrumented.hpp"
 #include "support/random.hpp"
+#include "support/same_bits.hpp"
 
 namespace moe_test {
 
@@ -262,12 +263,6 @@ gradient_count check_all_gradients(ForEachLayer const& for_each_layer) {
     kinds_of(any_gated{}, preset);
   });
   return seen;
-}
-
-template <class V>
-bool same_bits(std::vector<V> const& a, std::vector<V> const& b) {
-  return a.size() == b.size() &&
-         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(V)) == 0);
 }
 
 }  // namespace moe_test

@@ -28,9 +28,12 @@
 #include <moe/layer/reduce_gradients.hpp>
 
 #include "layer/held_experts.hpp"
+#include "support/same_bits.hpp"
 #include "support/worse.hpp"
 
 namespace {
+
+using moe_test::same_bits;
 
 using namespace std::chrono_literals;
 using moe::expert_parallelism;
@@ -169,11 +172,6 @@ double worst_error(Problem& whole, expert_parallelism const& degrees,
     worst[at(comm.rank())] = parallel_error(comm, whole, degrees, counts, factor, scale);
   });
   return *std::max_element(worst.begin(), worst.end());
-}
-
-template <class V>
-bool same_bits(std::vector<V> const& a, std::vector<V> const& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(V)) == 0;
 }
 
 }  // namespace

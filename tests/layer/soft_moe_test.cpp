@@ -14,7 +14,11 @@
 #include <moe/expert/ffn.hpp>
 #include <moe/layer/soft_moe.hpp>
 
+#include "support/same_bits.hpp"
+
 namespace {
+
+using moe_test::same_bits;
 
 using layer_type = moe::soft_moe<moe::ffn<moe::gelu>>;
 using gated_type = moe::soft_moe<moe::ffn<moe::swiglu>>;
@@ -65,11 +69,6 @@ struct owned {
     return sum;
   }
 };
-
-template <class V>
-bool same_bits(std::vector<V> const& a, std::vector<V> const& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(V)) == 0;
-}
 
 double gelu(double x) {
   return x * 0.5 * std::erfc(-x / std::sqrt(2.0));

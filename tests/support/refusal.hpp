@@ -26,4 +26,10 @@ inline void says(std::string const& text, std::string const& part) {
   CHECK(found);
 }
 
+/// f throws a precondition_error that says so.
+template <class F>
+void refuse(F const& f, std::string const& part) {
+  says(refusal(f), part);
+}
+
 }  // namespace moe_test

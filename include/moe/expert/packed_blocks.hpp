@@ -178,6 +178,19 @@ stacked_view<S> const& matrix_of(ffn_weights<S> const& all, part which) noexcept
   return which == part::up ? all.up : which == part::gate ? all.gate : all.down;
 }
 
+/// Checks that scales belong to the parts of a source: fits(scales of a part, part).
+template <class Scales, class S, class Fits>
+void expect_scales(Scales const& scales, ffn_weights<S> const& source, Fits const& fits,
+                   char const* rule, call_site site) {
+  expects(fits(scales.up, source.up) && fits(scales.gate, source.gate) &&
+              fits(scales.down, source.down),
+          rule, site,
+          {{"up.rows", scales.up.rows()},
+           {"up.cols", scales.up.cols()},
+           {"down.rows", scales.down.rows()},
+           {"down.cols", scales.down.cols()}});
+}
+
 /// Checks a source of ggml's blocks: [out, in / 32].
 template <class W, class S>
 void expect_blocks(packed_weights<W> const& weights, ffn_weights<S> const& source,

@@ -46,13 +46,8 @@ inline void pack(cpu const& exec, ffn_weights<fp8_e4m3 const> const& source,
     return s.count() == of.count() && s.rows() == (of.rows() + 127) / 128 &&
            s.cols() == (of.cols() + 127) / 128 && s.ld() >= s.cols();
   };
-  expects(fits(scales.up, source.up) && fits(scales.gate, source.gate) &&
-              fits(scales.down, source.down),
-          "pack: scales are one for each 128 x 128 of up, gate and down", site,
-          {{"up.rows", scales.up.rows()},
-           {"up.cols", scales.up.cols()},
-           {"down.rows", scales.down.rows()},
-           {"down.cols", scales.down.cols()}});
+  expect_scales(scales, source, fits,
+                "pack: scales are one for each 128 x 128 of up, gate and down", site);
   each_column(exec, weights, first, source.up.count(),
               [&](part which, std::int64_t p, std::int64_t block, std::int64_t column,
                   fp8_blocks* place, int c) {

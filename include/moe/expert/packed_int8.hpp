@@ -38,13 +38,8 @@ inline void pack(cpu const& exec, ffn_weights<std::int8_t const> const& source,
     return of.absent() ? s.absent()
                        : s.rows() == of.count() && s.cols() == of.rows() && s.ld() >= s.cols();
   };
-  expects(fits(scales.up, source.up) && fits(scales.gate, source.gate) &&
-              fits(scales.down, source.down),
-          "pack: scales are one for each output of up, gate and down", site,
-          {{"up.rows", scales.up.rows()},
-           {"up.cols", scales.up.cols()},
-           {"down.rows", scales.down.rows()},
-           {"down.cols", scales.down.cols()}});
+  expect_scales(scales, source, fits, "pack: scales are one for each output of up, gate and down",
+                site);
   each_column(exec, weights, first, source.up.count(),
               [&](part which, std::int64_t p, std::int64_t block, std::int64_t column,
                   int8_blocks* place, int c) {
