@@ -258,7 +258,8 @@ TEST_CASE("expert/packed_blocks: int8 with a scale for each output equals loops 
     for (std::int64_t p = 0; p < P; ++p)
       for (std::int64_t k = 0; k < in; ++k)
         for (std::int64_t j = 0; j < out; ++j)
-          to[p](k, j) = static_cast<float>(from[p](j, k)) * scale(p, j);
+          to[p](k, j) =
+              static_cast<float>(from[p](j, k)) * static_cast<float>(moe::half(scale(p, j)));
     return std::pair(from, scale);
   };
   std::tie(source.up, scales.up) = part(0, M, H, numbers.view.up);
@@ -270,8 +271,17 @@ TEST_CASE("expert/packed_blocks: int8 with a scale for each output equals loops 
   // Rows of integers, too, though -128 has no magnitude of eight bits with a sign.
   check_against_loops<moe::int8_blocks, moe::gated_linear<moe::relu>>(packed, numbers, shape,
                                                                       random, 0.03);
+  auto const refused = [&] {
+    CHECK_THROWS_AS(moe::pack(moe::cpu{}, source, scales, packed.view), moe::precondition_error);
+  };
+  for (float const scale : {65520.0f, -65520.0f, std::numeric_limits<float>::quiet_NaN()}) {
+    values.back() = scale;  // of the last output of down
+    refused();
+  }
+  values.back() = 65519.0f;  // rounds to the greatest half
+  moe::pack(moe::cpu{}, source, scales, packed.view);
   scales.down = {values.data(), P, H};
-  CHECK_THROWS_AS(moe::pack(moe::cpu{}, source, scales, packed.view), moe::precondition_error);
+  refused();
 }
 
 TEST_CASE("expert/packed_blocks: fp8 with scales of 128 x 128 equals loops in double") {

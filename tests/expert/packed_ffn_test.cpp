@@ -126,7 +126,7 @@ TEST_CASE_TEMPLATE("expert/packed_ffn: packing and unpacking give the same bits"
 }
 
 TEST_CASE("expert/packed_ffn: the documented layout") {
-  moe::ffn_shape const shape{2, 70, 20};  // padded to 128 and 64
+  moe::ffn_shape const shape{2, 70, 20};  // padded to 96 and 32
   moe_test::owned_weights<float> w(shape, true, false);
   for (std::size_t i = 0; i < w.values.size(); ++i) w.values[i] = static_cast<float>(i % 251 + 1);
   owned_packed<float> plain(shape, true);
@@ -135,17 +135,17 @@ TEST_CASE("expert/packed_ffn: the documented layout") {
   moe::pack(moe::cpu{}, w.view, orientation::in_out, narrow.view);
   float const* const f = plain.view.expert(1);
   moe::bf16 const* const b = narrow.view.expert(1);
-  CHECK(f - plain.view.expert(0) == 128 * 64 * 3);
+  CHECK(f - plain.view.expert(0) == 96 * 32 * 3);
   auto const expect = [&](std::int64_t at, std::int64_t bf16_at, float want) {
     CHECK(f[at] == want);
     CHECK(static_cast<float>(b[bf16_at]) == want);
   };
-  // Row 69 of panel 2: gate columns 16 to 23, up columns 16 to 23.
-  std::int64_t const row = (2 * 128 + 69) * 16, two = (2 * 128 + 68) * 16;
+  // Row 69 of panel 1: gate columns 16 to 31, up columns 16 to 31.
+  std::int64_t const row = (96 + 69) * 32, two = (96 + 68) * 32;
   expect(row + 3, two + 3 * 2 + 1, w.view.gate[1](69, 19));
-  expect(row + 8 + 3, two + 11 * 2 + 1, w.view.up[1](69, 19));
-  expect(row + 4, two + 4 * 2 + 1, 0.0f);                       // column 20
-  std::int64_t const down = 128 * 64 * 2 + (4 * 64 + 18) * 16;  // row 18 of panel 4
+  expect(row + 16 + 3, two + 19 * 2 + 1, w.view.up[1](69, 19));
+  expect(row + 4, two + 4 * 2 + 1, 0.0f);                      // column 20
+  std::int64_t const down = 96 * 32 * 2 + (2 * 32 + 18) * 32;  // row 18 of panel 2
   expect(down + 5, down + 10, w.view.down[1](18, 69));
   expect(down + 6, down + 12, 0.0f);
 }

@@ -68,15 +68,11 @@ void each_way(F const& f) {
 /// Packed rows as numbers: place (k, i) of a block of R rows, its scale, and the surplus of its 32.
 struct rows_of_integers {
   std::vector<std::int32_t> words;
-  std::int64_t k;
   int R;
 
   rows_of_integers(std::int64_t depth, int rows)
-      : words(static_cast<std::size_t>(depth / 32 * 10 * rows), -1), k(depth), R(rows) {}
-  std::int32_t const* block(std::int64_t j) const {
-    std::int64_t const part = k / packed::streams;
-    return words.data() + (j % part / 32 * packed::streams + j / part) * 10 * R;
-  }
+      : words(static_cast<std::size_t>(depth / 32 * 10 * rows), -1), R(rows) {}
+  std::int32_t const* block(std::int64_t j) const { return words.data() + j / 32 * 10 * R; }
   float scale(std::int64_t j, int i) const { return std::bit_cast<float>(block(j)[i]); }
   std::int32_t surplus(std::int64_t j, int i) const { return block(j)[R + i]; }
   int value(std::int64_t j, int i) const {

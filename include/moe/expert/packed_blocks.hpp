@@ -111,27 +111,36 @@ template <class W>
 constexpr int shift_of(int j) noexcept {
   return j % 4 * 8 + (blocks_of<W>::bits == 4 ? j % 8 / 4 * 4 : 0);
 }
-/// Column c of a block of a panel: its scale among 16 of float, then rows by lines of 16 words.
+/// Where the words of column c are that hold row j of a block of a panel.
+template <class W>
+constexpr int word_of(int j, int c) noexcept {
+  return format<W>::scales + (j / (32 / blocks_of<W>::bits) * panel_width + c) * 4;
+}
+/// Column c of a block of a panel: its scale, rounded to format<W>::scale, and its words.
 template <class W>
 void write_column(W* block, int c, quantised const& q) noexcept {
+  using scale = typename format<W>::scale;
   constexpr int bits = blocks_of<W>::bits, in_word = 32 / bits;
-  std::memcpy(block + 4 * c, &q.scale, 4);
-  for (int line = 0; line < 32 / in_word; ++line) {
+  auto const of_column = static_cast<scale>(q.scale);
+  std::memcpy(block + c * static_cast<int>(sizeof(scale)), &of_column, sizeof(scale));
+  for (int j = 0; j < 32; j += in_word) {
     std::uint32_t word = 0;
     for (int i = 0; i < in_word; ++i)
-      word |= (static_cast<std::uint32_t>(q.value[line * in_word + i]) & ((1u << bits) - 1))
-              << shift_of<W>(i);
-    std::memcpy(block + 64 * (line + 1) + 4 * c, &word, 4);
+      word |= (static_cast<std::uint32_t>(q.value[j + i]) & ((1u << bits) - 1)) << shift_of<W>(i);
+    std::memcpy(block + word_of<W>(j, c), &word, 4);
   }
 }
 template <class W>
 quantised read_column(W const* block, int c) noexcept {
-  constexpr int bits = blocks_of<W>::bits, in_word = 32 / bits;
+  using scale = typename format<W>::scale;
+  constexpr int bits = blocks_of<W>::bits;
   quantised q;
-  std::memcpy(&q.scale, block + 4 * c, 4);
+  scale of_column;
+  std::memcpy(&of_column, block + c * static_cast<int>(sizeof(scale)), sizeof(scale));
+  q.scale = static_cast<float>(of_column);
   for (int j = 0; j < 32; ++j) {
     std::uint32_t word = 0;
-    std::memcpy(&word, block + 64 * (j / in_word + 1) + 4 * c, 4);
+    std::memcpy(&word, block + word_of<W>(j, c), 4);
     auto const top = static_cast<std::int32_t>(word << (32 - bits - shift_of<W>(j)));
     q.value[j] = static_cast<std::int8_t>(top >> (32 - bits));
   }
@@ -165,8 +174,9 @@ void each_column(cpu const& exec, packed_weights<W> const& weights, std::int64_t
           which = part::down;
           column -= layout.input_panels * panel_width;
         } else if (gated) {
-          which = c < 8 ? part::gate : part::up;
-          column = panel * 8 + c % 8;
+          constexpr int half = panel_width / 2;
+          which = c < half ? part::gate : part::up;
+          column = panel * half + c % half;
         }
         f(which, p, block, column < width ? column : -1, place, c);
       }

@@ -3,11 +3,13 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include <moe/core/config.hpp>
 #include <moe/core/cpu.hpp>
 #include <moe/core/error.hpp>
+#include <moe/core/scalar.hpp>
 #include <moe/core/view.hpp>
 #include <moe/expert/ffn_weights.hpp>
 #include <moe/expert/packed_blocks.hpp>
@@ -24,10 +26,10 @@ struct output_scales {
 };
 
 /// Packs weights of int8, -128 to 127, with a scale for each output ("per channel", "per row"): all blocks
-/// of a column get the same one.
+/// of a column get the same one, rounded to half.
 ///
 /// @param source  `[out, in]`: up and gate [P,H,M], down [P,M,H].
-/// @throws precondition_error if shapes disagree.
+/// @throws precondition_error if shapes disagree, or a scale is NaN or beyond half's range.
 inline void pack(cpu const& exec, ffn_weights<std::int8_t const> const& source,
                  output_scales const& scales, packed_weights<int8_blocks> const& weights,
                  std::int64_t first = 0, call_site site = call_site::here()) {
@@ -40,6 +42,11 @@ inline void pack(cpu const& exec, ffn_weights<std::int8_t const> const& source,
   };
   expect_scales(scales, source, fits, "pack: scales are one for each output of up, gate and down",
                 site);
+  for (auto const* const part : {&scales.up, &scales.gate, &scales.down})
+    for (std::int64_t p = 0; p < part->rows(); ++p)
+      for (std::int64_t j = 0; j < part->cols(); ++j)
+        expects(std::isfinite(static_cast<float>(static_cast<half>((*part)(p, j)))),
+                "pack: scales fit half", site, {{"scale", (*part)(p, j)}, {"p", p}, {"output", j}});
   each_column(exec, weights, first, source.up.count(),
               [&](part which, std::int64_t p, std::int64_t block, std::int64_t column,
                   int8_blocks* place, int c) {

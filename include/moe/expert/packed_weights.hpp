@@ -47,8 +47,8 @@ struct expert_layout {
   std::int64_t size;          ///< and of down
 
   constexpr expert_layout(ffn_shape const& shape, bool gated) noexcept
-      : M(padded<W>(shape.M)),
-        H(padded<W>(shape.H)),
+      : M(padded(shape.M)),
+        H(padded(shape.H)),
         input_panels(H / panel_width * (gated ? 2 : 1)),
         input_size(input_panels * panel_size<W>(M)),
         size(input_size + M / panel_width * panel_size<W>(H)) {}
@@ -62,11 +62,12 @@ struct expert_layout {
     return (j / panel_width * depth + k / together * together) * panel_width +
            j % panel_width * together + k % together;
   }
-  /// Element (k, j) of up or of gate, where both are interleaved by eight columns.
+  /// Element (k, j) of up or of gate, where both are interleaved by half panels.
   constexpr std::int64_t at_input(std::int64_t k, std::int64_t j, bool gated,
                                   bool of_gate) const noexcept {
     if (!gated) return at(M, k, j);
-    return at(M, k, j / 8 * panel_width + (of_gate ? 0 : 8) + j % 8);
+    constexpr int half = panel_width / 2;
+    return at(M, k, j / half * panel_width + (of_gate ? 0 : half) + j % half);
   }
   constexpr std::int64_t at_down(std::int64_t k, std::int64_t j) const noexcept {
     return input_size + at(H, k, j);
@@ -84,11 +85,12 @@ constexpr std::size_t packed_bytes(ffn_shape const& shape, bool gated) noexcept 
 /// A view of packed weights, and of biases that are not packed. Does not own them.
 ///
 /// The bytes are the same for every instruction set and hold nothing but weights, so that they may be
-/// written to a file and mapped. With M and H rounded up to multiples of 64, experts follow one another,
-/// each: up [H/16][M][16], or of a gated activation up and gate [H/8][M][16], where the first eight columns
-/// of 16 are of gate and the last eight of up; then down [M/16][H][16]. So 16 columns of a matrix stand
-/// side by side for each of its rows: a *panel*. Of bf16, rows k and k + 1 of a column stand beside each
-/// other: [M/2][16][2]. What is beyond the true M and H is 0. Little endian, as the machine.
+/// written to a file and mapped. With M and H rounded up to multiples of 32, experts follow one another,
+/// each: up [H/32][M][32], or of a gated activation up and gate [H/16][M][32], where the first 16 columns
+/// of 32 are of gate and the last 16 of up; then down [M/32][H][32]. So 32 columns of a matrix stand
+/// side by side for each of its rows: a *panel*. Kernels read a panel from its first byte to its last, and
+/// then the next. Of bf16, rows k and k + 1 of a column stand beside each other: [M/2][32][2]. What is beyond
+/// the true M and H is 0. Little endian, as the machine.
 template <class W>
 class packed_weights {
  public:

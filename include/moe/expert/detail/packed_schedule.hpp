@@ -38,7 +38,7 @@ std::int64_t wide_elements(cpu const& exec, std::int64_t M) noexcept {
 template <class W, class X, class S>
 std::size_t schedule_bytes(cpu const& exec, ffn_shape const& shape,
                            std::int64_t max_rows) noexcept {
-  std::int64_t const M = padded<W>(shape.M), H = padded<W>(shape.H);
+  std::int64_t const M = padded(shape.M), H = padded(shape.H);
   return memory_size()
       .add<std::int64_t>(shape.P + 1)
       .add<std::int64_t>(shape.P + 1)
@@ -110,9 +110,8 @@ void run_experts(cpu const& exec, kernels<W, X, Activation> const& set, Activati
 
   // Tasks of several panels, but enough of them that threads end together.
   auto const multiply = [&](std::int64_t panels, auto const& fill) {
-    std::int64_t group = 4 * most_panels;
-    while (group > most_panels && chunks * (panels / group) < 8 * std::int64_t{exec.threads()})
-      group /= 2;
+    std::int64_t group = 8;
+    while (group > 2 && chunks * (panels / group) < 8 * std::int64_t{exec.threads()}) group /= 2;
     std::int64_t const groups = (panels + group - 1) / group;
     gemm::task_list const tasks(P, groups, [&](int p) { return chunks_of(p).blocks; }, first_task);
     exec.each(tasks.size(), [&](std::int64_t i, int member) {

@@ -28,45 +28,41 @@ struct fp8_blocks {
 
 namespace moe::inline MOE_ABI::detail::packed {
 
-/// Columns of a panel: a line of float.
-inline constexpr int panel_width = 16;
-/// Parts of the depth that a tile walks side by side: one stream of addresses for each core leaves half of
-/// the memory's bandwidth unused.
-inline constexpr int streams = 4;
+/// Columns of a panel. Of a gated activation the first half are of gate, the others of up.
+inline constexpr int panel_width = 32;
 
-/// How a panel of weights W is stored: in blocks of `depth` rows, of `size` elements of W each. Widths
-/// and depths are padded with zeros to multiples of `unit`: to whole units of panels, and to streams of
-/// whole vectors and blocks.
+/// How a panel of weights W is stored: in blocks of `depth` rows, of `size` elements of W each.
 template <class W>
 struct format {
   static constexpr int depth = 1, size = panel_width;
-  static constexpr std::int64_t unit = 64;
 };
-/// A line for each two rows: for each column a word, whose lower half is of the first.
+/// For each column a word of two rows, the first in its lower half.
 template <>
 struct format<bf16> {
   static constexpr int depth = 2, size = 2 * panel_width;
-  static constexpr std::int64_t unit = 64;
 };
-/// 16 scales of float, then a line for each four rows: for each column four bytes, one of each row.
+/// A scale for each column, then for each four rows and each column a word of four bytes, one of each row.
 template <>
 struct format<int8_blocks> {
-  static constexpr int depth = 32, size = 64 + 32 * panel_width;
-  static constexpr std::int64_t unit = 128;
+  using scale = half;
+  static constexpr int depth = 32, scales = panel_width * 2, size = scales + 32 * panel_width;
 };
 template <>
-struct format<fp8_blocks> : format<int8_blocks> {};
-/// 16 scales, then a line for each eight rows: for each column four bytes, of which the lower halves are of
-/// the first four rows, the upper of the others.
+struct format<fp8_blocks> {
+  using scale = float;
+  static constexpr int depth = 32, scales = panel_width * 4, size = scales + 32 * panel_width;
+};
+/// Scales, then for each eight rows and each column a word: the lower halves of its bytes are of the first
+/// four rows, the upper of the others.
 template <>
 struct format<int4_blocks> {
-  static constexpr int depth = 32, size = 64 + 32 * panel_width / 2;
-  static constexpr std::int64_t unit = 128;
+  using scale = half;
+  static constexpr int depth = 32, scales = panel_width * 2, size = scales + 16 * panel_width;
 };
 
-template <class W>
+/// Widths and depths are padded with zeros to whole panels and blocks.
 constexpr std::int64_t padded(std::int64_t n) noexcept {
-  return (n + format<W>::unit - 1) / format<W>::unit * format<W>::unit;
+  return (n + panel_width - 1) / panel_width * panel_width;
 }
 /// Elements of W of a panel of k rows.
 template <class W>
@@ -102,18 +98,20 @@ using row_element = typename row_layout<X>::element;
 /// float; or instructions that add two products to a float (AVX512_BF16).
 enum class dots : std::uint8_t { floats, pairs, quads };
 
-/// Rows of one task, most; and depth of the products between which other rows have their turn, so that a
-/// panel stays in the first-level cache.
-inline constexpr std::int64_t most_rows = 252, panel_depth = 512;
-/// Panels that a tile multiplies at once, most; of many rows, half of that.
-inline constexpr int most_panels = 4;
+/// Rows of one task, most.
+inline constexpr std::int64_t most_rows = 252;
+/// Bytes of a panel between which other rows have their turn, so that they stay in the first-level cache.
+inline constexpr std::int64_t piece_bytes = 32 * 1024;
+/// How far ahead of the products weights are asked for, in bytes. One stream of addresses that are asked for
+/// so early gets all of the bandwidth that a core can have; left to the hardware, two thirds.
+inline constexpr std::int64_t bytes_ahead = 8 * 1024;
 /// Rows of a block, most.
 inline constexpr int most_block_rows = 12;
 /// Elements of the sums of one task, and of 32 columns of its results before they become integers.
-inline constexpr std::int64_t sum_elements = most_rows * most_panels / 2 * panel_width;
+inline constexpr std::int64_t sum_elements = most_rows * panel_width;
 inline constexpr std::int64_t pending_elements = most_rows * 32;
 
-/// Rows of one block in the order in which tiles read them: [k / streams][streams][R].
+/// Rows of one block in the order in which tiles read them: [k][R].
 /// @param a  k0 columns of R rows, 0 from there to k.
 template <class X>
 struct pack_task {
