@@ -102,9 +102,15 @@ enum class dots : std::uint8_t { floats, pairs, quads };
 inline constexpr std::int64_t most_rows = 252;
 /// Bytes of a panel between which other rows have their turn, so that they stay in the first-level cache.
 inline constexpr std::int64_t piece_bytes = 32 * 1024;
-/// How far ahead of the products weights are asked for, in bytes. One stream of addresses that are asked for
-/// so early gets all of the bandwidth that a core can have; left to the hardware, two thirds.
+/// How far ahead of their products the weights of a single block of rows are asked for, in bytes. One stream
+/// of addresses that are asked for so early gets all of the bandwidth that a core can have; left to the
+/// hardware, two thirds.
 inline constexpr std::int64_t bytes_ahead = 8 * 1024;
+/// Weights that will be needed, and how many bytes of them a tile asks for in each step.
+struct upcoming_weights {
+  char const* from;
+  std::int64_t share;
+};
 /// Rows of a block, most.
 inline constexpr int most_block_rows = 12;
 /// Elements of the sums of one task, and of 32 columns of its results before they become integers.
