@@ -86,9 +86,7 @@ void run_experts(cpu const& exec, kernels<W, X, Activation> const& set, Activati
   expects(first_row[P] <= max_rows, "packed_ffn: the segments have at most N rows", site,
           {{"rows", first_row[P]}, {"N", max_rows}});
 
-  gemm::task_list const blocks(P, 1, [&](int p) { return blocks_of(p).blocks; }, first_task);
-  exec.each(blocks.size(), [&](std::int64_t i, int member) {
-    auto const [p, block, unused] = blocks[i];
+  auto const gather = [&](int p, std::int64_t block, int member) {
     std::int64_t const first = blocks_of(p).first(block), last = blocks_of(p).first(block + 1);
     float const* row[most_block_rows];
     float scale[most_block_rows];
@@ -106,31 +104,29 @@ void run_experts(cpu const& exec, kernels<W, X, Activation> const& set, Activati
     }
     set.pack({row, scale, static_cast<int>(last - first), cols, layout.M,
               rows + (first_row[p] + first) * M});
-  });
-
-  // Tasks of several panels, but enough of them that threads end together.
-  auto const multiply = [&](std::int64_t panels, auto const& fill) {
-    std::int64_t group = 8;
-    while (group > 2 && chunks * (panels / group) < 8 * std::int64_t{exec.threads()}) group /= 2;
-    std::int64_t const groups = (panels + group - 1) / group;
-    gemm::task_list const tasks(P, groups, [&](int p) { return chunks_of(p).blocks; }, first_task);
-    exec.each(tasks.size(), [&](std::int64_t i, int member) {
-      auto const [p, chunk, which] = tasks[i];
-      panels_task<W, X> task{};
-      task.blocks = blocks_of(p);
-      task.first_block = chunks_of(p).first(chunk);
-      task.last_block = chunks_of(p).first(chunk + 1);
-      task.first_panel = which * group;
-      task.last_panel = std::min(panels, task.first_panel + group);
-      task.sums = sums + member * (sum_elements + pending_elements);
-      task.pending = task.sums + sum_elements;
-      fill(p, task);
-    });
   };
   auto const bias = [](matrix_view<float const> all, int p) {
     return all.absent() ? nullptr : all.row(p);
   };
-  multiply(layout.input_panels, [&](int p, panels_task<W, X>& task) {
+  // The rows of a chunk times some panels.
+  struct product {
+    int expert;
+    std::int64_t chunk, first_panel, last_panel;
+  };
+  auto const task_of = [&](product const& which, int member) {
+    panels_task<W, X> task{};
+    task.blocks = blocks_of(which.expert);
+    task.first_block = chunks_of(which.expert).first(which.chunk);
+    task.last_block = chunks_of(which.expert).first(which.chunk + 1);
+    task.first_panel = which.first_panel;
+    task.last_panel = which.last_panel;
+    task.sums = sums + member * (sum_elements + pending_elements);
+    task.pending = task.sums + sum_elements;
+    return task;
+  };
+  auto const multiply_in = [&](product const& which, int member) {
+    int const p = which.expert;
+    panels_task<W, X> task = task_of(which, member);
     task.a = rows + first_row[p] * M;
     task.b = weights.expert(p);
     task.k = layout.M;
@@ -140,8 +136,10 @@ void run_experts(cpu const& exec, kernels<W, X, Activation> const& set, Activati
     task.hidden = hidden + first_row[p] * H;
     task.hidden_k = layout.H;
     set.hidden(task, act);
-  });
-  multiply(layout.M / panel_width, [&](int p, panels_task<W, X>& task) {
+  };
+  auto const multiply_out = [&](product const& which, int member) {
+    int const p = which.expert;
+    panels_task<W, X> task = task_of(which, member);
     task.a = hidden + first_row[p] * H;
     task.b = weights.expert(p) + layout.input_size;
     task.k = layout.H;
@@ -155,7 +153,37 @@ void run_experts(cpu const& exec, kernels<W, X, Activation> const& set, Activati
     for (std::int64_t r = 0; r < count; ++r) ids[r] = static_cast<std::int32_t>(cursor.next());
     task.ids = ids;
     set.down(task);
-  });
+  };
+  std::int64_t const in_panels = layout.input_panels, out_panels = layout.M / panel_width;
+
+  // Many chunks: each from its rows to its results, while they are in the second-level cache.
+  if (chunks >= 16 * std::int64_t{exec.threads()}) {
+    gemm::task_list const tasks(P, 1, [&](int p) { return chunks_of(p).blocks; }, first_task);
+    exec.each(tasks.size(), [&](std::int64_t i, int member) {
+      auto const [p, chunk, unused] = tasks[i];
+      for (std::int64_t b = chunks_of(p).first(chunk); b < chunks_of(p).first(chunk + 1); ++b)
+        gather(p, b, member);
+      multiply_in({p, chunk, 0, in_panels}, member);
+      multiply_out({p, chunk, 0, out_panels}, member);
+    });
+    return;
+  }
+  gemm::task_list const blocks(P, 1, [&](int p) { return blocks_of(p).blocks; }, first_task);
+  exec.each(blocks.size(),
+            [&](std::int64_t i, int member) { gather(blocks[i].expert, blocks[i].chunk, member); });
+  // Few: tasks of several panels, but enough of them that threads end together.
+  auto const multiply = [&](std::int64_t panels, auto const& f) {
+    std::int64_t group = 8;
+    while (group > 2 && chunks * (panels / group) < 8 * std::int64_t{exec.threads()}) group /= 2;
+    std::int64_t const groups = (panels + group - 1) / group;
+    gemm::task_list const tasks(P, groups, [&](int p) { return chunks_of(p).blocks; }, first_task);
+    exec.each(tasks.size(), [&](std::int64_t i, int member) {
+      auto const [p, chunk, which] = tasks[i];
+      f(product{p, chunk, which * group, std::min(panels, (which + 1) * group)}, member);
+    });
+  };
+  multiply(in_panels, multiply_in);
+  multiply(out_panels, multiply_out);
 }
 
 }  // namespace moe::inline MOE_ABI::detail::packed
