@@ -4,7 +4,7 @@
 // SPDX-License-Identifier: MIT
 //
 // Counters, of medians: FLOP/s; of_fma_roof_%; of_read_roof_%, bytes of the weights that are used per
-// second against reading memory in four streams; over_cblas and over_unpacked, their time over that of
+// second against reading memory; over_cblas and over_unpacked, their time over that of
 // packed; cblas_FLOP/s; clean_%, samples that count.
 #include <algorithm>
 #include <benchmark/benchmark.h>
@@ -160,8 +160,7 @@ void run(benchmark::State& state, law how) {
   moe_bench::samples own_times(threads), unpacked_times(threads), blas_times(threads),
       fma_times(threads), read_times(threads);
   auto const probe = moe_bench::fma_probe();
-  // Streams a power of two apart would meet in the same sets of the caches.
-  std::vector<float> const memory((std::size_t{64} << 20) + 6144, 1.0f);
+  std::vector<float> const memory(std::size_t{64} << 20, 1.0f);
   std::vector<float> sink(static_cast<std::size_t>(threads));
   double const expert_bytes = double(moe::packed_bytes<W>({1, shape.M, shape.H}, true));
   double flop = 0, bytes = 0;

@@ -1,4 +1,4 @@
-// The roofs of products: multiply-adds in registers, and reading memory in four streams.
+// The roofs of products: multiply-adds in registers, and reading memory.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -37,13 +37,13 @@ inline probe_of_set fma_probe() {
 #if MOE_HAS_TARGETS
   if (moe::avx512_set::available())
     return {&avx512::multiply_add, 2.0 * avx512::sums * kernels::avx512::lanes<float>,
-            &avx512::read_streams};
+            &avx512::read_memory};
   if (moe::avx2_set::available())
     return {&avx2::multiply_add, 2.0 * avx2::sums * kernels::avx2::lanes<float>,
-            &avx2::read_streams};
+            &avx2::read_memory};
 #endif
   return {&plain::multiply_add, 2.0 * plain::sums * kernels::plain::lanes<float>,
-          &plain::read_streams};
+          &plain::read_memory};
 }
 
 }  // namespace moe_bench

@@ -315,6 +315,24 @@ TEST_CASE_TEMPLATE("expert/packed_ffn: tokens through tables, the same bits for 
   check_tables<W>(40);
 }
 
+TEST_CASE("expert/packed_ffn: experts without hidden columns give their bias") {
+  moe::ffn_shape const shape{2, 40, 0};
+  owned_packed<float> const packed(shape, true);
+  std::vector<float> const bias(80, 3.0f), x(5 * 40, 1.0f);
+  auto views = packed.view;
+  views.down_bias = {bias, 2, 40};
+  std::int32_t const begin[] = {0, 2}, used[] = {2, 3};
+  moe_test::for_each_set([&]<class Set>(Set) {
+    CAPTURE(Set::name);
+    moe::packed_ffn<moe::swiglu, float, Set> const experts{};
+    moe::buffer const scratch(experts.template forward_scratch_bytes<float>(moe::cpu{}, shape, 5));
+    std::vector<float> out(x.size(), 9.0f);
+    experts.forward_rows(moe::cpu{}, experts.prepare(views), {x, 5, 40}, {2, begin, used},
+                         {out, 5, 40}, {}, scratch);
+    CHECK(out == std::vector<float>(out.size(), 3.0f));
+  });
+}
+
 TEST_CASE("expert/packed_ffn: a row's result does not depend on the other rows") {
   std::mt19937 random(5);
   moe::ffn_shape const shape{1, 130, 2100};  // depth beyond one pass

@@ -62,9 +62,9 @@ class prepared_packed_ffn {
 ///     moe::packed_ffn<moe::swiglu, moe::bf16> const experts{};
 ///     experts.forward(exec, experts.prepare(packed), tokens, table, weight, out, {}, scratch);
 ///
-/// Four passes of the team and no barrier between experts: rows are gathered into the order of tiles; they
-/// are multiplied with up and gate, and the activation writes its results in that order, too; these are
-/// multiplied with down; each token's rows are added in the order of its choices.
+/// Rows are gathered into the order of tiles; they are multiplied with up and gate, and the activation writes
+/// its results in that order, too; these are multiplied with down; each token's rows are added in the order of
+/// its choices. Many experts are taken one at a time by a member each, few by all of the team in passes.
 /// Deterministic: bitwise the same for any number of threads, and for a row whatever other rows there are.
 ///
 /// With weights of eight or four bits, products are of integers: each row is *quantised*, that is 32

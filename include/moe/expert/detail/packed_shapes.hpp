@@ -106,9 +106,10 @@ inline constexpr std::int64_t piece_bytes = 32 * 1024;
 /// of addresses that are asked for so early gets all of the bandwidth that a core can have; left to the
 /// hardware, two thirds.
 inline constexpr std::int64_t bytes_ahead = 8 * 1024;
-/// Weights that will be needed, and how many bytes of them a tile asks for in each step.
+/// The address of weights that will be needed, if there are any there, and how many bytes of them a tile
+/// asks for in each step.
 struct upcoming_weights {
-  char const* from;
+  std::uintptr_t from;
   std::int64_t share;
 };
 /// Rows of a block, most.
