@@ -174,9 +174,8 @@ void each_column(cpu const& exec, packed_weights<W> const& weights, std::int64_t
           which = part::down;
           column -= layout.input_panels * panel_width;
         } else if (gated) {
-          constexpr int half = panel_width / 2;
-          which = c < half ? part::gate : part::up;
-          column = panel * half + c % half;
+          which = c < half_width ? part::gate : part::up;
+          column = panel * half_width + c % half_width;
         }
         f(which, p, block, column < width ? column : -1, place, c);
       }

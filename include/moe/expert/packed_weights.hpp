@@ -66,8 +66,7 @@ struct expert_layout {
   constexpr std::int64_t at_input(std::int64_t k, std::int64_t j, bool gated,
                                   bool of_gate) const noexcept {
     if (!gated) return at(M, k, j);
-    constexpr int half = panel_width / 2;
-    return at(M, k, j / half * panel_width + (of_gate ? 0 : half) + j % half);
+    return at(M, k, j / half_width * panel_width + (of_gate ? 0 : half_width) + j % half_width);
   }
   constexpr std::int64_t at_down(std::int64_t k, std::int64_t j) const noexcept {
     return input_size + at(H, k, j);

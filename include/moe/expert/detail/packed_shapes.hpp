@@ -29,7 +29,7 @@ struct fp8_blocks {
 namespace moe::inline MOE_ABI::detail::packed {
 
 /// Columns of a panel. Of a gated activation the first half are of gate, the others of up.
-inline constexpr int panel_width = 32;
+inline constexpr int panel_width = 32, half_width = panel_width / 2;
 
 /// How a panel of weights W is stored: in blocks of `depth` rows, of `size` elements of W each.
 template <class W>
@@ -106,10 +106,9 @@ inline constexpr std::int64_t piece_bytes = 32 * 1024;
 /// of addresses that are asked for so early gets all of the bandwidth that a core can have; left to the
 /// hardware, two thirds.
 inline constexpr std::int64_t bytes_ahead = 8 * 1024;
-/// The address of weights that will be needed, if there are any there, and how many bytes of them a tile
-/// asks for in each step.
+/// Weights that will be needed, and how many bytes of them a tile asks for in each step.
 struct upcoming_weights {
-  std::uintptr_t from;
+  char const* from;
   std::int64_t share;
 };
 /// Rows of a block, most.
